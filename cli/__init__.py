@@ -1,0 +1,17 @@
+"""The `llm` command: a thin face of the core and the server.
+
+    main.py         entry point: guard, then the command tree
+    guard.py        refuses to run when somebody else's modules shadow ours
+    app.py          the command tree
+    options.py      how a table of help texts becomes options of a command
+    tables.py       engine, sampling and server options, each declared once
+    engine.py       from options to a loaded engine and sampling parameters
+    help.py         the look of --help
+    failures.py     how errors reach the user: one block on stderr, and an exit code
+    terminal.py     what goes to stdout, what to stderr, and in which shape
+    generate.py chat.py serve.py bench.py platforms.py models.py environment.py    a command each
+    workload.py measure.py    what `llm bench` sends, and what it measures
+    reference.py    writes docs/cli.md from the command tree
+
+No module here imports torch, transformers or fastapi until a command needs them.
+"""

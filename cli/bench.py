@@ -1,0 +1,125 @@
+"""`llm bench`: how fast this engine is here, in this process, without HTTP."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli import engine as engines
+from cli import measure
+from cli.help import SectionedCommand, command_tree
+from cli.options import Given, takes
+from cli.tables import ENGINE
+from cli.terminal import Status, write_json, write_table
+from cli.workload import WORKLOAD, Prompt, Workload, make_prompts, workload_of
+
+if TYPE_CHECKING:
+    from core.llm import LLM
+
+app = command_tree(help="Measure throughput or latency in this process.", no_args_is_help=True)
+
+Json = Annotated[
+    Path | None, typer.Option("--json", help="Write the figures as JSON to this file; - prints them.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No status on standard error.")]
+Temperature = Annotated[
+    float, typer.Option(help="Sampling temperature; 0 takes the likeliest token.", min=0.0)
+]
+LATENCY = {"num_prompts": 1, "input_len": 32}
+
+
+@app.command(cls=SectionedCommand)
+@takes(WORKLOAD, ENGINE)
+def throughput(
+    warmup: Annotated[int, typer.Option(help="Requests to run before the clock starts.", min=0)] = 1,
+    temperature: Temperature = 0.0,
+    json: Json = None,
+    quiet: Quiet = False,
+    *,
+    workload: Given,
+    engine: Given,
+) -> None:
+    """Send all requests at once: requests, output tokens and total tokens per second, and percentiles."""
+    load = workload_of({**workload, "seed": engine.get("seed", 0)})
+    status = Status(quiet=quiet)
+    with engines.opened(engines.engine_config(engine), status) as llm:
+        prompts = _prompts(llm, load, load.num_prompts)
+        if warmup:
+            status("warming up")
+            before = Workload(num_prompts=warmup, input_len=16, output_len=4, seed=load.seed + 1)
+            measure.measure(llm, _prompts(llm, before, warmup), temperature=temperature, name="warmup")
+        status(f"running {len(prompts)} requests")
+        run = measure.measure(llm, prompts, temperature=temperature, name="run")
+        status.clear()
+        _report(llm, measure.throughput(run), json)
+
+
+@app.command(cls=SectionedCommand)
+@takes(
+    WORKLOAD.without("num_prompts").showing(input_len=str(LATENCY["input_len"])),
+    ENGINE,
+)
+def latency(
+    batch_size: Annotated[int, typer.Option(help="Requests at once.", min=1)] = 1,
+    warmup: Annotated[int, typer.Option(help="Batches to run before the clock starts.", min=0)] = 1,
+    iterations: Annotated[int, typer.Option(help="Batches to measure.", min=1)] = 5,
+    temperature: Temperature = 0.0,
+    json: Json = None,
+    quiet: Quiet = False,
+    *,
+    workload: Given,
+    engine: Given,
+) -> None:
+    """Send one batch after the other: time to first token, per output token, and per request."""
+    load = workload_of({**workload, "seed": engine.get("seed", 0)}, **LATENCY)
+    status = Status(quiet=quiet)
+    with engines.opened(engines.engine_config(engine), status) as llm:
+        # Every batch has prompts of its own, so that none is found in the prefix cache.
+        prompts = _prompts(llm, load, batch_size * (warmup + iterations))
+        runs: list[measure.Run] = []
+        for index in range(warmup + iterations):
+            status(f"batch {index + 1} of {warmup + iterations}")
+            batch = prompts[index * batch_size : (index + 1) * batch_size]
+            runs.append(measure.measure(llm, batch, temperature=temperature, name=f"batch-{index}"))
+        status.clear()
+        measured = runs[warmup:]
+        batches = measure.summary([run.seconds for run in measured])
+        figures = {"batch_size": batch_size, "iterations": iterations, "batch_latency_ms": batches}
+        _report(llm, {**figures, **measure.latencies(measured)}, json)
+
+
+def _prompts(llm: "LLM", load: Workload, count: int) -> list[Prompt]:
+    tokenizer = None if llm.info.tokenizer_path is None else llm.get_tokenizer()
+    return make_prompts(
+        replace(load, num_prompts=count),
+        vocab_size=llm.info.vocab_size,
+        max_model_len=llm.info.max_model_len,
+        encode=None if tokenizer is None else tokenizer.encode,
+    )
+
+
+def _report(llm: "LLM", figures: dict[str, Any], json: Path | None) -> None:
+    """Figures on stdout as a table, or where --json says."""
+    info = llm.info
+    setting = {"model": info.model, "platform": info.platform, "device": info.device, "dtype": info.dtype}
+    if json is not None:
+        write_json({**setting, **figures}, json)
+        if str(json) == "-":
+            return
+    rows = [
+        (_words(name), f"{value:,.2f}") for name, value in figures.items() if isinstance(value, float | int)
+    ]
+    title = f"{info.model} on {info.platform} ({info.device}), {info.dtype}"
+    write_table(title, ("measure", "value"), rows)
+    times = {name: value for name, value in figures.items() if isinstance(value, dict)}
+    columns = ("milliseconds", "mean", *(f"p{percent}" for percent in measure.PERCENTILES))
+    write_table("Percentiles", columns, [_time_row(name, value) for name, value in times.items()])
+
+
+def _time_row(name: str, value: dict[str, float]) -> list[str]:
+    return [_words(name.removesuffix("_ms")), *(f"{figure:,.2f}" for figure in value.values())]
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")

@@ -1,0 +1,85 @@
+"""The options that commands share, one line each. A test compares every table with its dataclass."""
+
+from cli.options import Table
+from core.config import EngineConfig
+from core.sampling_params import SamplingParams
+from server.settings import ServerSettings
+
+ENGINE = Table(
+    keyword="engine",
+    panel="Engine (also from the environment, as LLM_<NAME>)",
+    source=EngineConfig,
+    environment=True,
+    defaults={"tokenizer": "the model's", "revision": "the source's"},
+    help={
+        "model": "Alias, folder, .gguf file, ORG/NAME, or SCHEME:NAME (wheel:, modelscope:).",
+        "tokenizer": "Where the tokenizer comes from, when it is not the model's own.",
+        "revision": "Branch, tag or commit of the model and its tokenizer.",
+        "platform": "Platform package to run on; see `llm platforms`. One that is named must be able to run.",
+        "dtype": "float32, bfloat16 or float16.",
+        "max_model_len": "Longest prompt plus answer, in tokens.",
+        "max_num_seqs": "Sequences in one step at most.",
+        "max_num_batched_tokens": "Tokens in one step at most; longer prompts are computed in chunks.",
+        "block_size": "Tokens per block of the KV cache.",
+        "kv_cache_memory": "Memory for the KV cache: bytes, or 512MiB, 4GiB.",
+        "enable_prefix_caching": "Reuse the cache of prompts that begin alike.",
+        "scheduling_policy": "fcfs, or priority (lower numbers first).",
+        "generation_config": "Sampling defaults: auto takes the model's, core takes ours.",
+        "skip_tokenizer_init": "Work on token ids only.",
+        "seed": "Seed of everything random.",
+        "trust_remote_code": "Accepted for scripts that pass it; only the negative is supported.",
+    },
+)
+
+SAMPLING = Table(
+    keyword="sampling",
+    panel="Sampling",
+    source=SamplingParams,
+    defaults={
+        "temperature": "the model's, else 0.8",
+        "top_p": "the model's, else 0.95",
+        "top_k": "the model's, else all",
+        "min_p": "the model's, else 0",
+        "repetition_penalty": "the model's, else 1",
+        "logprobs": "none",
+        "prompt_logprobs": "none",
+    },
+    help={
+        "max_tokens": "New tokens at most.",
+        "temperature": "0 takes the likeliest token; above, the higher the more varied.",
+        "top_p": "Choose among the likeliest tokens whose mass reaches this.",
+        "top_k": "Choose among this many likeliest tokens; 0 means all.",
+        "min_p": "Choose among tokens at least this many times as likely as the likeliest.",
+        "n": "Answers per prompt.",
+        "min_tokens": "The answer cannot end before this many tokens.",
+        "stop": "Text that ends the answer; may be repeated.",
+        "stop_token_ids": "Token id that ends the answer; may be repeated.",
+        "ignore_eos": "The model's end-of-sequence token is an ordinary token.",
+        "presence_penalty": "Taken from the logit of every token that the answer holds already.",
+        "frequency_penalty": "Taken from the logit of a token once for each time the answer holds it.",
+        "repetition_penalty": "Divides positive and multiplies negative logits of tokens seen before.",
+        "logit_bias": "ID=BIAS, added to the logit of a token, -100 to 100; may be repeated.",
+        "logprobs": "With --json: log-probabilities of this many likeliest tokens at each position.",
+        "prompt_logprobs": "With --json: the same for the prompt.",
+        "skip_special_tokens": "Leave special tokens out of the text.",
+        "include_stop_str_in_output": "Keep the stop text that ended the answer.",
+        "detokenize": "Turn tokens into text.",
+    },
+)
+
+SERVER = Table(
+    keyword="server",
+    panel="Server (also from the environment, as LLM_<NAME>)",
+    source=ServerSettings,
+    environment=True,
+    defaults={"api_key": "none", "served_model_name": "the model's"},
+    help={
+        "host": "Address to listen on; 0.0.0.0 is every one of this machine.",
+        "port": "Port to listen on; 0 lets the system choose.",
+        "api_key": "Key that clients must send.",
+        "served_model_name": "What clients call the model.",
+        "max_queued": "Requests that may be unfinished at once; more are answered with 429.",
+        "shutdown_timeout": "Seconds that running answers get after SIGTERM.",
+        "max_body_bytes": "Longer request bodies are answered with 413.",
+    },
+)

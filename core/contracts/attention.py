@@ -1,0 +1,116 @@
+"""Paged attention: one contract for prefill, chunk and decode in a single ragged batch.
+
+Tokens of all sequences of a step lie flattened behind each other, [num_tokens, ...]. Sequence i owns rows
+query_start[i] to query_start[i + 1], its newest tokens; decodes (one new token) come first.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionShape:
+    """What the model says of one layer's attention.
+
+    scale           multiplies the scores, usually head_dim ** -0.5
+    sliding_window  a token sees itself and the window - 1 tokens before it; None: all before it
+    """
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float
+    sliding_window: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionSpec(AttentionShape):
+    """A shape, and how the engine runs it. Layers of equal spec share one `Attention` and one plan per step.
+
+    block_size  tokens per block of the cache
+    """
+
+    dtype: str
+    block_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class CacheLayout:
+    """How a platform stores the keys (and, alike, the values) of one layer."""
+
+    shape: tuple[int, ...]
+    block_axis: int
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCache:
+    """The cached keys and values of one layer, each of the shape that `Attention.layout` asked for."""
+
+    keys: "Tensor"
+    values: "Tensor"
+    block_axis: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionBatch:
+    """What one step asks of attention, for one cache group.
+
+    query_lens    per sequence, how many new tokens; decodes first
+    lengths       per sequence, tokens in the cache once this step's are written
+    num_decodes   how many leading sequences have exactly one new token
+    query_start   [num_seqs + 1], int32, on the device: offsets into the flattened tokens
+    block_tables  [num_seqs, max_blocks], int32, on the device: block of each block_size tokens; 0 past the
+                  length, and for blocks that a sliding window has left behind
+    seq_lengths   [num_seqs], int32, on the device: `lengths`
+    slot_mapping  [num_tokens], int64, on the device: block * block_size + offset where each token is written
+
+    Block 0 belongs to nobody: padding tokens are written there, and nothing reads it. The tuples are the
+    host's copy, for planning without a transfer.
+    """
+
+    query_lens: tuple[int, ...]
+    lengths: tuple[int, ...]
+    num_decodes: int
+    query_start: "Tensor"
+    block_tables: "Tensor"
+    seq_lengths: "Tensor"
+    slot_mapping: "Tensor"
+
+
+class Attention(ABC):
+    """Attention for all layers of one spec on one device."""
+
+    @abstractmethod
+    def layout(self, num_blocks: int) -> CacheLayout:
+        """Shape of one layer's keys for `num_blocks` blocks, and which of its axes counts blocks.
+
+        The usual answer is [num_blocks, block_size, num_kv_heads, head_dim] and axis 0.
+        """
+
+    def plan(self, batch: AttentionBatch) -> Any:
+        """Whatever all layers of a step can share: gather indices, masks, launch geometry. Called once a step."""
+        return batch
+
+    @abstractmethod
+    def write(self, key: "Tensor", value: "Tensor", cache: LayerCache, plan: Any) -> None:
+        """Store this step's keys and values at the batch's slots.
+
+        key, value  [num_tokens, num_kv_heads, head_dim], model dtype, on the device
+        """
+
+    @abstractmethod
+    def attend(self, query: "Tensor", cache: LayerCache, plan: Any) -> "Tensor":
+        """Attend each new token to everything its sequence has cached up to and including itself.
+
+        query  [num_tokens, num_heads, head_dim], model dtype, on the device; heads of one group (those that
+               share a key/value head) are neighbours
+
+        Returns [num_tokens, num_heads, head_dim]; the caller owns it. This step's keys and values are
+        already in the cache. Reads no slot past a sequence's length: what lies there may be NaN. Rows of
+        padding tokens may hold anything finite.
+        Source: PagedAttention, Kwon et al. 2023, section 4.
+        """

@@ -1,0 +1,93 @@
+"""Kernels: declared once by the core, implemented by whoever is faster.
+
+A `Kernel` is the declaration: its name, the reference that defines what it computes, inputs to try it on,
+and the tolerance per dtype. Dispatch, conformance and documentation are all derived from it. An
+`Implementation` is a platform's version, with the same signature as the reference.
+
+A prepared kernel takes weights once and returns the function that is called in every step, so that a
+platform owns the layout of its weights: `linear(weight, bias)` returns `apply(x)`.
+A coarse kernel names the finer ones it is composed of; its reference receives them first.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Arguments = tuple[Any, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tolerance:
+    """|actual - expected| <= absolute + relative * |expected|, elementwise."""
+
+    relative: float
+    absolute: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """Inputs to try a kernel on: `prepare` goes to a prepared kernel, `arguments` to the call itself."""
+
+    name: str
+    arguments: Arguments
+    prepare: Arguments = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernel:
+    """The declaration of one operation.
+
+    reference   defines the result; for a composed kernel, its first argument is the `Kernels` to compose
+    cases       (dtype name, seed) -> inputs that cover its shapes, edges included
+    tolerance   per dtype name
+    prepared    the reference takes weights and returns the function called per step
+    composed    names of the finer kernels it is made of; empty for a fine kernel
+    """
+
+    name: str
+    reference: Callable[..., Any]
+    cases: Callable[[str, int], Iterator[Case]]
+    tolerance: Mapping[str, Tolerance]
+    prepared: bool = False
+    composed: tuple[str, ...] = ()
+    summary: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelRequest:
+    """What a model will ask of a kernel, known when it is loaded."""
+
+    dtype: str
+
+
+def _accepts_all(request: KernelRequest) -> str | None:
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Implementation:
+    """A platform's version of a declared kernel.
+
+    function   same signature and meaning as the reference
+    rejects    the reason why it cannot serve a request, or None when it can
+    """
+
+    function: Callable[..., Any]
+    rejects: Callable[[KernelRequest], str | None] = field(default=_accepts_all)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernels:
+    """One function per declared kernel, chosen once at load: what layers are built from.
+
+    Shapes are those of the reference implementations in `core.reference`.
+    """
+
+    embedding: Callable[..., Any]
+    linear: Callable[..., Any]
+    rms_norm: Callable[..., Any]
+    add_rms_norm: Callable[..., Any]
+    rotary: Callable[..., Any]
+    silu_and_mul: Callable[..., Any]
+    gated_mlp: Callable[..., Any]
+    sample: Callable[..., Any]

@@ -1,0 +1,162 @@
+"""From what the user asked for to a running engine, in the order in which things can go wrong cheaply."""
+
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from core.config import EngineConfig, resolve
+from core.contracts.model import Architecture
+from core.contracts.platform import Device, Platform
+from core.contracts.runner import Runner, RunnerContext
+from core.discovery import Plugins, load_plugins
+from core.engine.budget import CachePlan, cache_groups, check_weights, plan_cache
+from core.engine.engine import Engine, EngineInfo
+from core.errors import BadCheckpoint, UnsupportedArchitecture
+from core.ledger import Ledger
+from core.weights.checkpoint import Checkpoint, open_checkpoint
+from core.weights.sources import locate_model
+
+Progress = Callable[[str], None]
+
+_SAMPLING_KEYS = {
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "min_p": "min_p",
+    "repetition_penalty": "repetition_penalty",
+    "max_new_tokens": "max_tokens",
+}
+
+
+def _silent(message: str) -> None:
+    return
+
+
+def build_engine(config: EngineConfig, progress: Progress = _silent, *, plugins: Plugins | None = None) -> Engine:
+    """Find platform and model, resolve every "auto", load, and allocate the cache.
+
+    Raises the CoreError of whatever is wrong; nothing is left behind.
+    """
+    plugins = plugins or load_plugins()
+    platform, device = plugins.select_platform(config.platform)
+    path = locate_model(config.model, config.revision, plugins.sources, plugins.aliases, progress)
+    tokenizer_path = path
+    if config.tokenizer is not None:
+        tokenizer_path = locate_model(config.tokenizer, None, plugins.sources, plugins.aliases, progress)
+    checkpoint = open_checkpoint(path, plugins.architectures)
+    context = _context(config, platform, device, checkpoint, plugins.architectures)
+    runner = _runner(context)
+    progress(f"loading {config.model} in {context.settings.dtype} on {platform.name}")
+    plan = _load(runner, context)
+    info = EngineInfo(
+        model=config.model,
+        model_path=str(path),
+        tokenizer_path=None if config.skip_tokenizer_init else str(tokenizer_path),
+        platform=platform.name,
+        device=device.name,
+        dtype=context.settings.dtype,
+        architecture=context.architecture.name,
+        max_model_len=plan.max_model_len,
+        max_num_seqs=context.settings.max_num_seqs,
+        vocab_size=context.description.vocab_size,
+        eos_token_ids=eos_token_ids(checkpoint),
+        sampling_defaults=sampling_defaults(config, checkpoint.generation_config),
+        num_kv_tokens=(min(plan.num_blocks) - 1) * context.settings.block_size,
+        kv_cache_bytes=plan.total_bytes,
+        ledger=context.ledger.as_dicts(),
+    )
+    return Engine(
+        info=info,
+        settings=context.settings,
+        groups=context.groups,
+        num_blocks=plan.num_blocks,
+        shapes=context.capabilities.scheduling,
+        runner=runner,
+        ledger=context.ledger,
+    )
+
+
+def _context(
+    config: EngineConfig,
+    platform: Platform,
+    device: Device,
+    checkpoint: Checkpoint,
+    architectures: Mapping[str, Architecture],
+) -> RunnerContext:
+    """Everything decided, nothing taken yet."""
+    architecture = find_architecture(checkpoint, architectures)
+    description = architecture.describe(checkpoint.config)
+    capabilities = platform.capabilities(device)
+    ledger = Ledger()
+    ledger.record("platform", platform.name, f"{device.name} ({device.torch_device})")
+    ledger.record("architecture", architecture.name, architecture.family)
+    return RunnerContext(
+        settings=resolve(config, description, capabilities, platform.defaults(description, device)),
+        description=description,
+        architecture=architecture,
+        checkpoint=checkpoint,
+        groups=cache_groups(description),
+        platform=platform,
+        device=device,
+        capabilities=capabilities,
+        ledger=ledger,
+    )
+
+
+def _load(runner: Runner, context: RunnerContext) -> CachePlan:
+    """Weights, then the cache, each checked against the memory before it is taken."""
+    settings = context.settings
+    weight_bytes = context.checkpoint.weight_bytes(settings.dtype)
+    check_weights(settings, weight_bytes, runner.memory_statistics().free)
+    runner.load()
+    plan = plan_cache(
+        settings,
+        context.groups,
+        [runner.block_bytes(group) for group in context.groups],
+        context.capabilities.alignment_bytes,
+        runner.memory_statistics().free,
+    )
+    runner.allocate_cache(plan.num_blocks)
+    return plan
+
+
+def _runner(context: RunnerContext) -> Runner:
+    own = context.platform.runner(context)
+    if own is not None:
+        context.ledger.record("runner", context.platform.name, type(own).__name__)
+        return own
+    from core.execution.runner import ModelRunner
+
+    context.ledger.record("runner", "core", ModelRunner.__name__)
+    return ModelRunner(context)
+
+
+def find_architecture(checkpoint: Checkpoint, architectures: Mapping[str, Architecture]) -> Architecture:
+    """The plugin for a checkpoint. Raises UnsupportedArchitecture naming the closest that exist."""
+    names = checkpoint.config.get("architectures") or []
+    if not names:
+        raise BadCheckpoint(f"{checkpoint.path}: config.json names no architecture; expected \"architectures\": [...]")
+    for name in names:
+        if name in architectures:
+            return architectures[name]
+    close = get_close_matches(names[0], architectures, n=3, cutoff=0.4)
+    hint = f"closest: {', '.join(close)}; " if close else ""
+    raise UnsupportedArchitecture(
+        f"{checkpoint.path} is a {names[0]}, which no plugin brings; {hint}supported: {', '.join(sorted(architectures))}"
+    )
+
+
+def eos_token_ids(checkpoint: Checkpoint) -> list[int]:
+    """Tokens that end an answer: generation_config.json's, else config.json's."""
+    value = checkpoint.generation_config.get("eos_token_id", checkpoint.config.get("eos_token_id"))
+    if value is None:
+        return []
+    return [int(token) for token in value] if isinstance(value, list) else [int(value)]  # pyright: ignore[reportUnknownVariableType,reportUnknownArgumentType]
+
+
+def sampling_defaults(config: EngineConfig, generation_config: Mapping[str, Any]) -> dict[str, Any]:
+    """The model's own sampling defaults under our names, unless generation_config="core"."""
+    if config.generation_config == "core":
+        return {}
+    found = {ours: generation_config.get(theirs) for theirs, ours in _SAMPLING_KEYS.items()}
+    return {name: value for name, value in found.items() if value is not None}

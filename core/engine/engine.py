@@ -1,0 +1,168 @@
+"""The engine: schedule, run, update, once per step.
+
+Offline it is driven by `LLM` in the caller's process, served by `core.engine.process` in one of its own.
+"""
+
+import random
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from core.contracts.platform import SchedulingLimits
+from core.contracts.runner import CacheGroup, Runner, SequenceResult, TokenLogprobs
+from core.config import Settings
+from core.engine.kv_cache import KVCache
+from core.engine.request import Request, Sequence, SequenceLimits
+from core.engine.scheduler import Scheduler
+from core.errors import RequestError
+from core.ledger import Ledger
+
+
+class EngineInfo(msgspec.Struct, kw_only=True, frozen=True):
+    """What a front end must know of an engine that may run elsewhere.
+
+    num_kv_tokens  tokens that the whole KV cache holds
+    ledger         what was chosen at load, as plain data
+    """
+
+    model: str
+    model_path: str
+    tokenizer_path: str | None
+    platform: str
+    device: str
+    dtype: str
+    architecture: str
+    max_model_len: int
+    max_num_seqs: int
+    vocab_size: int
+    eos_token_ids: list[int]
+    sampling_defaults: dict[str, Any]
+    num_kv_tokens: int
+    kv_cache_bytes: int
+    ledger: list[dict[str, Any]]
+
+
+class SequenceDelta(msgspec.Struct, kw_only=True):
+    """What a step added to one answer. `finish_reason` is stop, length, abort or error once it is over."""
+
+    request_id: str
+    index: int
+    token_ids: list[int] = []
+    logprobs: list[TokenLogprobs] = []
+    prompt_logprobs: list[TokenLogprobs] = []
+    finish_reason: str | None = None
+    stop_token: int | None = None
+    num_cached_tokens: int = 0
+    error: str | None = None
+
+
+class EngineStatistics(msgspec.Struct, kw_only=True, frozen=True):
+    """A snapshot. Token counts are since the start; `kv_cache_usage` is 0 to 1."""
+
+    num_running: int
+    num_waiting: int
+    kv_cache_usage: float
+    num_preemptions: int
+    prefix_cache_queries: int
+    prefix_cache_hits: int
+    prompt_tokens: int
+    generation_tokens: int
+    num_steps: int
+
+
+class Engine:
+    """One model on one device group, and the requests it works on. Not thread-safe: one owner calls it."""
+
+    def __init__(
+        self,
+        *,
+        info: EngineInfo,
+        settings: Settings,
+        groups: tuple[CacheGroup, ...],
+        num_blocks: tuple[int, ...],
+        shapes: SchedulingLimits,
+        runner: Runner,
+        ledger: Ledger,
+    ) -> None:
+        self.info = info
+        self.settings = settings
+        self.ledger = ledger
+        self._runner = runner
+        self._random = random.Random(settings.seed)
+        self._prompt_tokens = self._generation_tokens = self._num_steps = 0
+        limits = SequenceLimits(max_model_len=info.max_model_len, eos_token_ids=frozenset(info.eos_token_ids))
+        cache = KVCache(groups, num_blocks, settings.block_size, settings.enable_prefix_caching)
+        self.scheduler = Scheduler(settings, cache, shapes, limits)
+
+    @property
+    def has_work(self) -> bool:
+        return self.scheduler.has_work
+
+    def add(self, request: Request) -> None:
+        """Queue a request that `Intake` has checked.
+
+        Raises RequestError when its id is in use.
+        """
+        if request.request_id in self.scheduler:
+            raise RequestError(f"request id {request.request_id} is in use", parameter="request_id")
+        given = request.params.seed
+        self.scheduler.add(request, self._random.getrandbits(62) if given is None else given)
+        self._prompt_tokens += len(request.prompt_token_ids)
+
+    def abort(self, request_ids: Iterable[str]) -> list[SequenceDelta]:
+        """End requests wherever they are; unknown ids are ignored, for they may just have finished."""
+        return [
+            SequenceDelta(request_id=request_id, index=sequence.index, finish_reason="abort")
+            for request_id in request_ids
+            for sequence in self.scheduler.abort(request_id)
+        ]
+
+    def stop(self, answers: Iterable[tuple[str, int]]) -> None:
+        """End single answers, by request id and index, because whoever reads their text found a stop string."""
+        for request_id, index in answers:
+            self.scheduler.stop(request_id, index)
+
+    def step(self) -> list[SequenceDelta]:
+        """Compute one batch; returns what it added to each answer. Nothing to do returns nothing."""
+        batch = self.scheduler.schedule()
+        if batch is None:
+            return []
+        results = self._runner.step(batch)
+        changes = self.scheduler.update(batch, results)
+        self._num_steps += 1
+        return [self._delta(sequence, result, reason) for sequence, result, reason in changes]
+
+    def statistics(self) -> EngineStatistics:
+        scheduler = self.scheduler
+        return EngineStatistics(
+            num_running=len(scheduler.running),
+            num_waiting=len(scheduler.waiting),
+            kv_cache_usage=scheduler.cache.usage,
+            num_preemptions=scheduler.statistics.num_preemptions,
+            prefix_cache_queries=scheduler.statistics.prefix_queries,
+            prefix_cache_hits=scheduler.statistics.prefix_hits,
+            prompt_tokens=self._prompt_tokens,
+            generation_tokens=self._generation_tokens,
+            num_steps=self._num_steps,
+        )
+
+    def close(self) -> None:
+        """Drop all requests and give the device back."""
+        self._runner.close()
+
+    def _delta(self, sequence: Sequence, result: SequenceResult, reason: str | None) -> SequenceDelta:
+        self._generation_tokens += len(result.token_ids)
+        last = result.token_ids[-1] if result.token_ids else None
+        named = reason == "stop" and last in sequence.request.params.stop_token_ids
+        return SequenceDelta(
+            request_id=sequence.request.request_id,
+            index=sequence.index,
+            token_ids=result.token_ids,
+            logprobs=result.logprobs,
+            prompt_logprobs=result.prompt_logprobs,
+            finish_reason=reason,
+            stop_token=last if named else None,
+            num_cached_tokens=sequence.num_cached,
+            error=result.error,
+        )

@@ -1,0 +1,105 @@
+"""A request as the engine sees it, and the sequences that answer it."""
+
+from array import array
+from dataclasses import dataclass, field
+from enum import Enum
+
+from core.sampling_params import SamplingParams
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A checked prompt. Lower `priority` goes first under the priority policy.
+
+    cache_salt  requests with different salts never share cached prefixes
+    """
+
+    request_id: str
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    priority: int = 0
+    cache_salt: str = ""
+
+
+class State(Enum):
+    """Where a sequence is. A preempted one waits again."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One answer being written: its tokens, how far they are computed, and the blocks that hold them.
+
+    token_ids     prompt and answer; the scheduler appends
+    num_computed  leading tokens whose keys and values are in the cache
+    blocks        per cache group, in token order; 0 where a sliding window has passed
+    hashes        one per full block of token_ids, as far as somebody asked
+    registered    leading blocks already offered to the prefix index
+    parent        the sequence of the same request whose prompt this one forks, until it has
+    """
+
+    sequence_id: int
+    request: Request
+    index: int
+    seed: int
+    stop_ids: frozenset[int]
+    max_tokens: int
+    token_ids: list[int]
+    num_prompt: int
+    blocks: "tuple[array[int], ...]"
+    parent: "Sequence | None" = None
+    state: State = State.WAITING
+    num_computed: int = 0
+    num_cached: int = 0
+    hashes: list[bytes] = field(default_factory=list[bytes])
+    registered: int = 0
+
+    @property
+    def num_pending(self) -> int:
+        """Known tokens that are not computed yet."""
+        return len(self.token_ids) - self.num_computed
+
+    @property
+    def num_output(self) -> int:
+        return len(self.token_ids) - self.num_prompt
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceLimits:
+    """What ends a sequence besides its own params."""
+
+    max_model_len: int
+    eos_token_ids: frozenset[int]
+
+
+def sequences_of(
+    request: Request, first_id: int, seed: int, limits: SequenceLimits, num_groups: int
+) -> list[Sequence]:
+    """The n sequences of a request. The first computes the prompt, the others fork it."""
+    params, prompt = request.params, request.prompt_token_ids
+    stop_ids = frozenset(params.stop_token_ids)
+    if not params.ignore_eos:
+        stop_ids |= limits.eos_token_ids
+    room = limits.max_model_len - len(prompt)
+    sequences: list[Sequence] = []
+    for index in range(params.n):
+        sequences.append(
+            Sequence(
+                sequence_id=first_id + index,
+                request=request,
+                index=index,
+                seed=seed + index,
+                stop_ids=stop_ids,
+                max_tokens=min(params.max_tokens or room, room),
+                token_ids=list(prompt),
+                num_prompt=len(prompt),
+                blocks=tuple(array("i") for _ in range(num_groups)),
+                parent=sequences[0] if index else None,
+            )
+        )
+    return sequences
+
+

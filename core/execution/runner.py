@@ -1,0 +1,157 @@
+"""The core's runner: any model of the model contract, on any device that executes torch operations.
+
+A step is three stages, each replaceable by a subclass that a platform returns from `Platform.runner`:
+`prepare` (a batch's counts into tensors), `forward` (tensors into hidden states), `sample` (those into tokens).
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from core.config import format_bytes
+from core.contracts.attention import Attention, AttentionSpec, LayerCache
+from core.contracts.memory import MemoryStatistics
+from core.contracts.model import Model, Parts, StepInputs
+from core.contracts.runner import Batch, CacheGroup, Runner, RunnerContext, SequenceResult
+from core.execution import dispatch
+from core.execution.inputs import Prepared, prepare
+from core.execution.sampler import Sampler, top_logprobs
+from core.weights.loader import CheckpointWeights
+
+_PROMPT_LOGITS_ROWS = 128  # prompt logits are made this many rows at a time: [2048, 150000] would not fit
+
+
+class ModelRunner(Runner):
+    """Holds one model and its cache on one device."""
+
+    def __init__(self, context: RunnerContext) -> None:
+        settings, platform, device, ledger = context.settings, context.platform, context.device, context.ledger
+        self.context = context
+        self.device = device.torch_device
+        self.execution = dispatch.resolve_execution(platform, device, ledger)
+        self.execution.set_up()
+        self.memory = dispatch.resolve_memory(platform, device, ledger)
+        self.kernels = dispatch.resolve_kernels(platform, device, settings.dtype, ledger)
+        self.attention = self._resolve_attention()
+        self.caches: tuple[LayerCache, ...] = ()
+        self._group_of = {layer: g for g, group in enumerate(context.groups) for layer in group.layers}
+        self._sampler = Sampler(self.kernels.sample)
+        self._forward = self.execution.wrap(self.forward)
+
+    def load(self) -> None:
+        context = self.context
+        weights = CheckpointWeights(context.checkpoint, context.settings.dtype, self.device)
+        parts = Parts(
+            kernels=self.kernels,
+            attention=self.attention,
+            dtype=context.settings.dtype,
+            torch_device=self.device,
+        )
+        with torch.inference_mode():
+            self.model: Model = context.architecture.build(context.description, weights, parts)
+        weights.finish()
+
+    def block_bytes(self, group: CacheGroup) -> int:
+        itemsize = getattr(torch, self.context.settings.dtype).itemsize
+        return sum(2 * math.prod(self.attention[layer].layout(1).shape) * itemsize for layer in group.layers)
+
+    def memory_statistics(self) -> MemoryStatistics:
+        return self.memory.statistics()
+
+    def allocate_cache(self, num_blocks: Sequence[int]) -> None:
+        dtype = self.context.settings.dtype
+        caches: list[LayerCache] = []
+        for layer, attention in enumerate(self.attention):
+            layout = attention.layout(num_blocks[self._group_of[layer]])
+            keys, values = (self.memory.allocate(layout.shape, dtype) for _ in range(2))
+            caches.append(LayerCache(keys, values, layout.block_axis))
+        self.caches = tuple(caches)
+        total = sum(2 * cache.keys.nbytes for cache in caches)
+        self.context.ledger.record("kv_cache", self.context.platform.name, format_bytes(total))
+
+    @torch.inference_mode()
+    def step(self, batch: Batch) -> list[SequenceResult]:
+        self._move_blocks(batch)
+        prepared = self.prepare(batch)
+        hidden = self._forward(self.step_inputs(prepared))
+        return self.sample(batch, prepared, hidden)
+
+    def prepare(self, batch: Batch) -> Prepared:
+        """Stage one: a batch's counts into tensors."""
+        multiple = self.context.capabilities.scheduling.token_multiple
+        block_size = self.context.settings.block_size
+        return prepare(batch, block_size=block_size, token_multiple=multiple, device=self.device)
+
+    def step_inputs(self, prepared: Prepared) -> StepInputs:
+        """What the model reads. Layers of equal spec share one plan."""
+        plans: dict[tuple[int, int], object] = {}
+        for layer, attention in enumerate(self.attention):
+            key = (id(attention), self._group_of[layer])
+            if key not in plans:
+                plans[key] = attention.plan(prepared.groups[key[1]])
+        return StepInputs(
+            token_ids=prepared.token_ids,
+            positions=prepared.positions,
+            rows=prepared.rows,
+            caches=self.caches,
+            plans=tuple(plans[id(a), self._group_of[layer]] for layer, a in enumerate(self.attention)),
+        )
+
+    def forward(self, inputs: StepInputs) -> Tensor:
+        """Stage two: tensors into hidden states, [num_rows, hidden_size]. `Execution.wrap` may replace it."""
+        return self.model.forward(inputs)
+
+    def sample(self, batch: Batch, prepared: Prepared, hidden: Tensor) -> list[SequenceResult]:
+        """Stage three: hidden states into tokens and log-probabilities."""
+        results = [SequenceResult() for _ in batch.sequences]
+        count = len(prepared.sampled)
+        if count:
+            logits = self.model.logits(hidden[:count])
+            rows = [batch.sequences[i] for i in prepared.sampled]
+            self._sampler(logits, rows, [results[i] for i in prepared.sampled])
+        for i, rows in prepared.prompt_rows:
+            self._prompt_logprobs(batch, i, hidden[count : count + rows], results[i])
+            count += rows
+        return results
+
+    def close(self) -> None:
+        self.caches = ()
+
+    def _prompt_logprobs(self, batch: Batch, i: int, hidden: Tensor, result: SequenceResult) -> None:
+        part = batch.sequences[i]
+        assert part.params.prompt_logprobs is not None
+        following = part.token_ids[part.start + 1 : part.start + 1 + hidden.shape[0]]
+        chosen = torch.tensor(following, device=hidden.device)
+        for piece, ids in zip(hidden.split(_PROMPT_LOGITS_ROWS), chosen.split(_PROMPT_LOGITS_ROWS), strict=True):
+            result.prompt_logprobs += top_logprobs(self.model.logits(piece), ids, part.params.prompt_logprobs)
+
+    def _resolve_attention(self) -> tuple[Attention, ...]:
+        context, settings = self.context, self.context.settings
+        resolved: dict[AttentionSpec, Attention] = {}
+        specs = [
+            AttentionSpec(
+                num_heads=shape.num_heads,
+                num_kv_heads=shape.num_kv_heads,
+                head_dim=shape.head_dim,
+                scale=shape.scale,
+                sliding_window=shape.sliding_window,
+                dtype=settings.dtype,
+                block_size=settings.block_size,
+            )
+            for shape in context.description.layers
+        ]
+        for spec in specs:
+            if spec not in resolved:
+                resolved[spec] = dispatch.resolve_attention(context.platform, context.device, spec, context.ledger)
+        return tuple(resolved[spec] for spec in specs)
+
+    def _move_blocks(self, batch: Batch) -> None:
+        for g, group in enumerate(self.context.groups):
+            if batch.discarded[g] or batch.copies[g]:
+                caches = [self.caches[layer] for layer in group.layers]
+                if batch.discarded[g]:
+                    self.memory.discard_blocks(caches, batch.discarded[g])
+                if batch.copies[g]:
+                    self.memory.copy_blocks(caches, batch.copies[g])

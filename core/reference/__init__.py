@@ -1,0 +1,41 @@
+"""One reference implementation, in plain torch, of every kernel and contract: the oracle and the fallback.
+
+    embedding.py linear.py norm.py rotary.py sample.py   kernels, each declared next to its function
+    inputs.py           random inputs and tolerances for their cases
+    attention.py        ReferenceAttention
+    memory.py           HostMemory
+    communication.py    connect: collectives over gloo
+    execution.py        EagerExecution
+
+Importing this package imports torch.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from core.contracts.kernels import Kernel, Kernels
+from core.reference.embedding import EMBEDDING
+from core.reference.linear import GATED_MLP, LINEAR, SILU_AND_MUL
+from core.reference.norm import ADD_RMS_NORM, RMS_NORM
+from core.reference.rotary import ROTARY
+from core.reference.sample import SAMPLE
+
+KERNELS: dict[str, Kernel] = {
+    kernel.name: kernel
+    for kernel in (EMBEDDING, LINEAR, RMS_NORM, ADD_RMS_NORM, ROTARY, SILU_AND_MUL, GATED_MLP, SAMPLE)
+}
+"""Every declared kernel, by name: the fields of `core.contracts.kernels.Kernels`."""
+
+
+def assemble(chosen: Mapping[str, Callable[..., Any]]) -> Kernels:
+    """Every declared kernel: those chosen, else the reference. Composed ones are made of the result's own."""
+
+    def composed(reference: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *arguments: reference(kernels, *arguments)
+
+    functions = {
+        name: chosen.get(name) or (composed(kernel.reference) if kernel.composed else kernel.reference)
+        for name, kernel in KERNELS.items()
+    }
+    kernels = Kernels(**functions)
+    return kernels

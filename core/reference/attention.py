@@ -1,0 +1,114 @@
+"""Paged attention in plain torch: exact softmax in float32.
+
+Decodes of a step are gathered, padded to the longest, and multiplied together; prompts go one by one. What a
+sequence must not see (other blocks, slots not written yet, blocks that a window left behind) is never gathered:
+padding repeats the sequence's own newest slot and is masked.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from core.contracts.attention import Attention, AttentionBatch, AttentionSpec, CacheLayout, LayerCache
+
+_MAX_SCORES = 2**25  # elements of one score matrix: 128 MiB in float32
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """B sequences with Q new tokens each, attended to together.
+
+    rows    the part's rows among the step's tokens, B * Q of them
+    slots   [B, L], int64: the slots of the tokens that any of them sees
+    hidden  [B, 1, 1, Q, L], bool: what a token must not see
+    """
+
+    rows: slice
+    slots: Tensor
+    hidden: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    slot_mapping: Tensor
+    parts: tuple[_Part, ...]
+
+
+class ReferenceAttention(Attention):
+    """Attention for layers of one spec, on any device that torch has."""
+
+    def __init__(self, spec: AttentionSpec) -> None:
+        self.spec = spec
+
+    def layout(self, num_blocks: int) -> CacheLayout:
+        return CacheLayout((num_blocks, self.spec.block_size, self.spec.num_kv_heads, self.spec.head_dim), 0)
+
+    def plan(self, batch: AttentionBatch) -> _Plan:
+        return _Plan(batch.slot_mapping, tuple(self._parts(batch)))
+
+    def write(self, key: Tensor, value: Tensor, cache: LayerCache, plan: _Plan) -> None:
+        self._tokens(cache.keys).index_copy_(0, plan.slot_mapping, key)
+        self._tokens(cache.values).index_copy_(0, plan.slot_mapping, value)
+
+    def attend(self, query: Tensor, cache: LayerCache, plan: _Plan) -> Tensor:
+        output = torch.zeros(query.shape, dtype=query.dtype, device=query.device)
+        keys, values = self._tokens(cache.keys), self._tokens(cache.values)
+        for part in plan.parts:
+            output[part.rows] = self._attend(query[part.rows], keys[part.slots], values[part.slots], part.hidden)
+        return output
+
+    def _tokens(self, storage: Tensor) -> Tensor:
+        """[num_blocks, block_size, Hkv, D] -> [num_slots, Hkv, D], the same memory."""
+        return storage.view(-1, self.spec.num_kv_heads, self.spec.head_dim)
+
+    def _attend(self, query: Tensor, keys: Tensor, values: Tensor, hidden: Tensor) -> Tensor:
+        """query [B * Q, Hq, D], keys and values [B, L, Hkv, D] -> like query."""
+        spec, (batch, width) = self.spec, (keys.shape[0], keys.shape[1])
+        count, group = len(query) // batch, spec.num_heads // spec.num_kv_heads
+        grouped = query.float().view(batch, count, spec.num_kv_heads, group, spec.head_dim)
+        rows = grouped.permute(0, 2, 3, 1, 4).reshape(batch, spec.num_kv_heads, group * count, spec.head_dim)
+        scores = rows @ keys.float().permute(0, 2, 3, 1)  # [B, Hkv, G * Q, L]
+        scores = scores.mul_(spec.scale).view(batch, spec.num_kv_heads, group, count, width)
+        weights = torch.softmax(scores.masked_fill_(hidden, -torch.inf), dim=-1).view(rows.shape[:-1] + (width,))
+        attended = (weights @ values.float().transpose(1, 2)).view(batch, spec.num_kv_heads, group, count, -1)
+        return attended.permute(0, 3, 1, 2, 4).reshape(query.shape).to(query.dtype)
+
+    def _parts(self, batch: AttentionBatch) -> Iterator[_Part]:
+        starts = [0, *accumulate(batch.query_lens)]
+        for first, last in self._decode_runs(batch):
+            yield self._part(batch, slice(first, last), 0, 1, starts[first])
+        for i in range(batch.num_decodes, len(batch.lengths)):
+            count = batch.query_lens[i]
+            step = max(1, _MAX_SCORES // (self.spec.num_heads * batch.lengths[i]))
+            for offset in range(0, count, step):
+                yield self._part(batch, slice(i, i + 1), offset, min(step, count - offset), starts[i] + offset)
+
+    def _decode_runs(self, batch: AttentionBatch) -> Iterator[tuple[int, int]]:
+        """Decodes that are attended to together: neighbours whose padded keys stay within bounds."""
+        first = longest = 0
+        for i in range(batch.num_decodes):
+            longest = max(longest, batch.lengths[i])
+            if i > first and longest * (i + 1 - first) * self.spec.num_kv_heads * self.spec.head_dim > _MAX_SCORES:
+                yield first, i
+                first, longest = i, batch.lengths[i]
+        if first < batch.num_decodes:
+            yield first, batch.num_decodes
+
+    def _part(self, batch: AttentionBatch, sequences: slice, offset: int, count: int, row: int) -> _Part:
+        """`count` new tokens of each of these sequences, from its new token `offset` on."""
+        device, size, window = batch.block_tables.device, self.spec.block_size, self.spec.sliding_window
+        context = [n - q + offset for n, q in zip(batch.lengths[sequences], batch.query_lens[sequences], strict=True)]
+        oldest = [0 if window is None else max(0, before - window + 1) for before in context]
+        width = max(before + count - start for before, start in zip(context, oldest, strict=True))
+        newest = torch.tensor(context, device=device)[:, None] + torch.arange(count, device=device)  # [B, Q]
+        seen = torch.tensor(oldest, device=device)[:, None] + torch.arange(width, device=device)  # [B, L]
+        hidden = seen[:, None] > newest[:, :, None]  # [B, Q, L]
+        if window is not None:
+            hidden |= seen[:, None] <= newest[:, :, None] - window
+        seen = torch.minimum(seen, newest[:, -1:])
+        slots = batch.block_tables[sequences].gather(1, seen // size).long() * size + seen % size
+        rows = slice(row, row + count * len(context))
+        return _Part(rows, slots, hidden[:, None, None])

@@ -1,0 +1,66 @@
+"""Root-mean-square norm. Source: Zhang and Sennrich 2019; rounding as in transformers' LlamaRMSNorm."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from core.contracts.kernels import Case, Kernel
+from core.reference.inputs import Inputs, rounded
+
+_EPS = 1e-5
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x [..., H], weight [H] -> like x.
+
+    Computed in float32 and rounded once to the dtype of x, before the multiplication by the weight.
+    """
+    wide = x.float()
+    normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return weight * normed.to(x.dtype)
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """x, residual [N, H], weight [H] -> (the norm of their sum, their sum). The sum has the dtype of x."""
+    total = x + residual
+    return rms_norm(total, weight, eps), total
+
+
+def _shapes() -> Iterator[tuple[int, ...]]:
+    yield from ((0, 64), (1, 64), (3, 100), (17, 576), (3, 1))
+
+
+def _rms_norm_cases(dtype: str, seed: int) -> Iterator[Case]:
+    inputs = Inputs(dtype, seed)
+    for shape in (*_shapes(), (0, 4, 16), (5, 3, 7), (17, 9, 64)):
+        weight = inputs.near_one(shape[-1])
+        yield Case(name="x".join(map(str, shape)), arguments=(inputs.normal(*shape), weight, _EPS))
+    weight = inputs.near_one(16)
+    heads = inputs.normal(5, 96)[:, 32:80].view(5, 3, 16)
+    yield Case(name="heads in a stacked projection", arguments=(heads, weight, _EPS))
+    yield Case(name="squares overflow float16", arguments=(inputs.normal(3, 16, scale=1000.0), weight, _EPS))
+    yield Case(name="zeros", arguments=(torch.zeros(2, 16, dtype=inputs.dtype), weight, _EPS))
+
+
+def _add_rms_norm_cases(dtype: str, seed: int) -> Iterator[Case]:
+    inputs = Inputs(dtype, seed)
+    for shape in _shapes():
+        x, residual, weight = inputs.normal(*shape), inputs.normal(*shape), inputs.near_one(shape[-1])
+        yield Case(name="x".join(map(str, shape)), arguments=(x, residual, weight, _EPS))
+
+
+RMS_NORM = Kernel(
+    name="rms_norm",
+    reference=rms_norm,
+    cases=_rms_norm_cases,
+    tolerance=rounded(8),
+    summary="x / sqrt(mean(x**2) + eps) * weight over the last axis",
+)
+ADD_RMS_NORM = Kernel(
+    name="add_rms_norm",
+    reference=add_rms_norm,
+    cases=_add_rms_norm_cases,
+    tolerance=rounded(8),
+    summary="the residual addition and the norm that follows it",
+)

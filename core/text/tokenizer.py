@@ -1,0 +1,213 @@
+"""One Tokenizer for every model, from a model folder or a .gguf file.
+
+Built on the `tokenizers` library directly: importing transformers would cost every start seconds, so it is
+used only for folders that have no tokenizer.json. Decoding is ours (see spelling.py), so that text that is
+streamed and text that is decoded whole are the same.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any, overload
+
+from tokenizers import Tokenizer as Backend
+from tokenizers.processors import TemplateProcessing
+
+from core.errors import ModelError, ModelNotFound
+from core.text.detokenizer import Detokenizer
+from core.text.spelling import Spelling
+from core.weights.checkpoint import find_gguf
+
+if TYPE_CHECKING:
+    from core.text.chat import ChatTemplate
+
+SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+"""Names of single special tokens, as tokenizer_config.json and chat templates know them."""
+
+_WITHOUT_JSON = (
+    "tokenizer.model",
+    "spiece.model",
+    "vocab.json",
+    "vocab.txt",
+    "tekken.json",
+    "tiktoken.model",
+)
+
+
+class Tokenizer:
+    """Text to token ids and back. Thread-safe.
+
+    special_tokens  name as in SPECIAL_TOKENS -> the token's text
+    special_ids     ids of all tokens that are markup, not text
+    chat_template   Jinja source, or None
+    vocab_size      number of tokens, added ones included
+    """
+
+    def __init__(
+        self, backend: Backend, special_tokens: Mapping[str, str], chat_template: str | None = None
+    ) -> None:
+        # The library would start threads for batches, and warn of them after every fork.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        backend.no_truncation()
+        backend.no_padding()
+        self._backend = backend
+        self._plain: Backend | None = None
+        self._lock = Lock()
+        self.spelling = Spelling(backend)
+        self.special_tokens = dict(special_tokens)
+        self.chat_template = chat_template
+        self.vocab_size = backend.get_vocab_size(with_added_tokens=True)
+        added = backend.get_added_tokens_decoder()
+        self.special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
+        self.special_texts = frozenset(token.content for token in added.values() if token.special)
+        self.bos_token_id = self._special_id("bos_token")
+        self.eos_token_id = self._special_id("eos_token")
+        self.pad_token_id = self._special_id("pad_token")
+
+    def encode(self, text: str, *, add_special_tokens: bool = True, parse_special: bool = True) -> list[int]:
+        """Token ids of a text.
+
+        add_special_tokens  begin (and end) as the model was trained to, usually with the bos token
+        parse_special       text that spells a special token becomes that token; False: it stays text
+        """
+        backend = self._backend if parse_special else self._plain_backend()
+        return backend.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def encode_batch(
+        self, texts: Sequence[str], *, add_special_tokens: bool = True, parse_special: bool = True
+    ) -> list[list[int]]:
+        """`encode` of each text."""
+        backend = self._backend if parse_special else self._plain_backend()
+        return [
+            encoding.ids for encoding in backend.encode_batch([*texts], add_special_tokens=add_special_tokens)
+        ]
+
+    def encode_guarded(self, text: str, guarded: Sequence[tuple[int, int]]) -> list[int]:
+        """As encode without added tokens, but special tokens that touch a guarded range stay text.
+
+        guarded  [start, end) in characters, ascending and disjoint
+        """
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        if not guarded:
+            return encoding.ids
+        ids: list[int] = []
+        ranges = iter([*guarded, (len(text) + 1, len(text) + 1)])
+        start, end = next(ranges)
+        for token, (first, last) in zip(encoding.ids, encoding.offsets, strict=True):
+            while end <= first:
+                start, end = next(ranges)
+            if token in self.special_ids and start < last:
+                ids += self.encode(text[first:last], add_special_tokens=False, parse_special=False)
+            else:
+                ids.append(token)
+        return ids
+
+    def decode(self, token_ids: Sequence[int] | int, *, skip_special_tokens: bool = True) -> str:
+        """The text of token ids. Bytes that are no UTF-8 become U+FFFD; unknown ids spell nothing."""
+        detokenizer = Detokenizer(self, skip_special_tokens=skip_special_tokens)
+        ids = [token_ids] if isinstance(token_ids, int) else token_ids
+        return detokenizer.push(ids) + detokenizer.flush()
+
+    def token_text(self, token_id: int) -> str:
+        """What one token spells by itself, for showing it; its leading space is kept."""
+        return self.spelling[token_id].decode("utf-8", errors="replace")
+
+    def id_to_token(self, token_id: int) -> str | None:
+        """The vocabulary's own string for an id."""
+        return self._backend.id_to_token(token_id) if 0 <= token_id < 2**32 else None
+
+    def token_to_id(self, token: str) -> int | None:
+        """The id of one of the vocabulary's strings."""
+        return self._backend.token_to_id(token)
+
+    @overload
+    def convert_ids_to_tokens(self, ids: int) -> str | None: ...
+    @overload
+    def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str | None]: ...
+    def convert_ids_to_tokens(self, ids: int | Sequence[int]) -> str | list[str | None] | None:
+        """`id_to_token`, of one id or of each."""
+        return self.id_to_token(ids) if isinstance(ids, int) else [self.id_to_token(token) for token in ids]
+
+    @cached_property
+    def chat(self) -> "ChatTemplate | None":
+        """The model's chat template, ready to use. Raises ModelError when it is not valid Jinja."""
+        from core.text.chat import ChatTemplate
+
+        return None if self.chat_template is None else ChatTemplate(self.chat_template, self.special_tokens)
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tokenize: bool = True,
+        add_generation_prompt: bool = True,
+        **arguments: Any,
+    ) -> list[int] | str:
+        """A conversation as token ids, or as text with tokenize=False. Raises RequestError."""
+        from core.text.chat import missing_chat_template
+
+        if self.chat is None:
+            raise missing_chat_template()
+        if not tokenize:
+            return self.chat.render(messages, add_generation_prompt=add_generation_prompt, **arguments)
+        return self.chat.encode(messages, self, add_generation_prompt=add_generation_prompt, **arguments)
+
+    def __call__(self, text: str | Sequence[str], *, add_special_tokens: bool = True) -> dict[str, Any]:
+        """{"input_ids": ...} of one text, or of each."""
+        if isinstance(text, str):
+            return {"input_ids": self.encode(text, add_special_tokens=add_special_tokens)}
+        return {"input_ids": self.encode_batch(text, add_special_tokens=add_special_tokens)}
+
+    def __len__(self) -> int:
+        return self.vocab_size
+
+    def _special_id(self, name: str) -> int | None:
+        token = self.special_tokens.get(name)
+        return None if token is None else self._backend.token_to_id(token)
+
+    def _plain_backend(self) -> Backend:
+        """A twin for which no text is special; made when first needed: it costs as much as loading."""
+        with self._lock:
+            if self._plain is None:
+                self._plain = Backend.from_str(self._backend.to_str())
+                self._plain.encode_special_tokens = True
+            return self._plain
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer of a model folder or a .gguf file.
+
+    Raises ModelNotFound when nothing is there, ModelError when that is no usable tokenizer.
+    """
+    if not path.exists():
+        raise ModelNotFound(f"{path} does not exist; expected a folder with tokenizer.json, or a .gguf file")
+    if (path / "tokenizer.json").is_file():
+        from core.text.folder_tokenizer import json_tokenizer
+
+        return json_tokenizer(path)
+    if path.is_dir() and any((path / name).is_file() for name in _WITHOUT_JSON):
+        from core.text.folder_tokenizer import converted_tokenizer
+
+        return converted_tokenizer(path)
+    gguf = find_gguf(path)
+    if gguf is not None:
+        from core.text.gguf_tokenizer import gguf_tokenizer
+
+        return gguf_tokenizer(gguf)
+    raise ModelError(
+        f"{path} has no tokenizer: looked for tokenizer.json, {', '.join(_WITHOUT_JSON)} and *.gguf. "
+        "Name another model's with --tokenizer, or work on token ids with skip_tokenizer_init"
+    )
+
+
+def add_bos_eos(backend: Backend, special: Mapping[str, str], add_bos: bool, add_eos: bool) -> None:
+    """Have every encoded text begin with the bos token, or end with the eos token, where these exist."""
+    begin = ["bos_token"] if add_bos and "bos_token" in special else []
+    end = ["eos_token"] if add_eos and "eos_token" in special else []
+    if begin or end:
+        roles = {name: special[name] for name in (*begin, *end)}
+        tokens: Any = [
+            {"id": name, "ids": [backend.token_to_id(text)], "tokens": [text]} for name, text in roles.items()
+        ]
+        backend.post_processor = TemplateProcessing(single=[*begin, "$A", *end], special_tokens=tokens)

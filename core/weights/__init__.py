@@ -1,0 +1,13 @@
+"""Checkpoints: where a model's files come from, what they claim to hold, and reading it.
+
+    sources.py      what the user typed -> a folder or file on this machine
+    cache.py        our own folder for downloads
+    checkpoint.py   a folder or .gguf file -> a Checkpoint
+    safetensors.py  checkpoints of safetensors files, whole or sharded
+    gguf.py         checkpoints of one GGUF file, under the names a safetensors folder would have
+    gguf_file.py    the GGUF container: header, metadata, tensor table
+    dequantize.py   GGUF's quantised blocks -> tensors
+    loader.py       the Weights that a model builds itself from
+
+No file is believed: every header is checked against the size of its file before anything is read.
+"""

@@ -1,0 +1,146 @@
+"""A model's files, opened and checked: config, names, shapes, tensors.
+
+Decides what kind of checkpoint a path is and refuses the kinds that can run code. Knows no model: which
+weights are wanted is said by the architecture that takes them.
+"""
+
+import json
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core.contracts.model import Architecture
+from core.errors import BadCheckpoint, ModelError, ModelNotFound, UnsafeCheckpoint
+
+if TYPE_CHECKING:
+    import torch
+
+_DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
+_UNUSED_SUFFIXES = (".rotary_emb.inv_freq", ".rotary_emb.cos_cached", ".rotary_emb.sin_cached")
+
+
+class Checkpoint(ABC):
+    """What was found at a path. Names and config are those of a safetensors folder, whatever the format.
+
+    config             as config.json
+    generation_config  as generation_config.json; {} when there is none
+    """
+
+    path: Path
+    config: dict[str, Any]
+    generation_config: dict[str, Any]
+
+    @abstractmethod
+    def names(self) -> frozenset[str]:
+        """Every weight that is there."""
+
+    @abstractmethod
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A weight's shape, known without reading it."""
+
+    @abstractmethod
+    def read(self, name: str, dtype: "torch.dtype | None" = None) -> "torch.Tensor":
+        """A weight on the CPU, memory-mapped where its format allows; quantised blocks come unpacked.
+
+        dtype  convert to this on the way; None: the dtype it is stored in, float32 for quantised blocks
+        Raises BadCheckpoint when `dtype` is given and the weight is not stored as floating point.
+        """
+
+    def is_optional(self, name: str) -> bool:
+        """Whether nobody needs to take this weight: tables that are computed, a head that is tied."""
+        tied_head = name == "lm_head.weight" and bool(self.config.get("tie_word_embeddings"))
+        return tied_head or name == "rope_freqs.weight" or name.endswith(_UNUSED_SUFFIXES)
+
+    def weight_bytes(self, dtype: str) -> int:
+        """Bytes of all weights once they are loaded in this dtype."""
+        wanted = [name for name in self.names() if not self.is_optional(name)]
+        return _DTYPE_BYTES[dtype] * sum(math.prod(self.shape(name)) for name in wanted)
+
+
+def open_checkpoint(path: Path, architectures: Mapping[str, Architecture]) -> Checkpoint:
+    """Open a folder (config.json and *.safetensors, or one .gguf) or a .gguf file.
+
+    Raises ModelNotFound when nothing is there, UnsafeCheckpoint for formats that can run code when they are
+    read, UnsupportedArchitecture for a GGUF file that no plugin knows, BadCheckpoint for everything damaged.
+    """
+    if not path.exists():
+        raise ModelNotFound(f"{path} does not exist; expected a folder with config.json, or a .gguf file")
+    gguf = find_gguf(path)
+    if gguf is not None:
+        from core.weights.gguf import GgufCheckpoint
+
+        return GgufCheckpoint(gguf, architectures)
+    if path.is_file():
+        raise _refuse_file(path)
+    if not any(path.glob("*.safetensors")):
+        raise _refuse_folder(path)
+    if not (path / "config.json").is_file():
+        raise BadCheckpoint(f"{path} has *.safetensors but no config.json, which says what model they are")
+    from core.weights.safetensors import SafetensorsCheckpoint
+
+    config = read_json(path / "config.json")
+    if config.get("quantization_config"):
+        method = dict(config["quantization_config"]).get("quant_method", "unknown method")
+        raise ModelError(
+            f"{path} is quantised ({method}), which cannot be read yet; "
+            "use the unquantised model, or a GGUF file of it"
+        )
+    return SafetensorsCheckpoint(path, config)
+
+
+def find_gguf(path: Path) -> Path | None:
+    """The one GGUF file that `path` is, or holds when it holds no safetensors; else None.
+
+    Raises BadCheckpoint when a folder holds several, because one must be chosen.
+    """
+    if path.is_file():
+        return path if path.suffix == ".gguf" else None
+    found = sorted(path.glob("*.gguf"))
+    if not found or any(path.glob("*.safetensors")):
+        return None
+    if len(found) > 1:
+        names = ", ".join(file.name for file in found[:10])
+        raise BadCheckpoint(f"{path} holds {len(found)} GGUF files; name the one to load: {names}")
+    return found[0]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises BadCheckpoint naming the file and what is wrong with it."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise BadCheckpoint(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise BadCheckpoint(f"{path} holds a JSON {type(value).__name__}; an object is expected")
+    return value  # pyright: ignore[reportUnknownVariableType]
+
+
+def _refuse_file(path: Path) -> ModelError:
+    if path.suffix in _PICKLES:
+        return _unsafe(path, path.name)
+    if path.suffix == ".safetensors":
+        return BadCheckpoint(f"{path} is one file of a model; give the folder, with config.json in it")
+    return BadCheckpoint(f"{path} is no model; expected a folder with config.json, or a .gguf file")
+
+
+def _refuse_folder(path: Path) -> ModelError:
+    files = sorted(file.name for file in path.iterdir())
+    pickles = [name for name in files if Path(name).suffix in _PICKLES]
+    if pickles:
+        return _unsafe(path, ", ".join(pickles[:5]))
+    if "config.json" in files:
+        return BadCheckpoint(f"{path} has config.json but no weights; expected *.safetensors")
+    listing = ", ".join(files[:10]) or "nothing"
+    return ModelNotFound(
+        f"{path} holds no model: looked for config.json with *.safetensors, or one *.gguf; found {listing}"
+    )
+
+
+def _unsafe(path: Path, names: str) -> UnsafeCheckpoint:
+    return UnsafeCheckpoint(
+        f"{path}: {names} may be pickle, a format that can run code when it is read, and is never opened. "
+        "Convert it to safetensors (save_pretrained of transformers does) or take a revision that has them"
+    )

@@ -1,0 +1,28 @@
+"""A file as tensors, without copying it: the operating system brings pages in when they are read."""
+
+import mmap
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+class MappedFile:
+    """One file in memory, private to this process: writing to a tensor never reaches the file."""
+
+    def __init__(self, path: Path) -> None:
+        with path.open("rb") as file:
+            self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+
+    def tensor(
+        self, offset: int, num_bytes: int, dtype: "torch.dtype", shape: tuple[int, ...]
+    ) -> "torch.Tensor":
+        """The bytes at `offset` as a tensor. The caller has checked that they exist and fill the shape."""
+        import torch
+
+        if num_bytes == 0:
+            return torch.empty(shape, dtype=dtype)
+        raw = torch.frombuffer(self._bytes, dtype=torch.uint8, count=num_bytes, offset=offset)
+        aligned = raw if offset % dtype.itemsize == 0 else raw.clone()
+        return aligned.view(dtype).view(shape)

@@ -1,0 +1,71 @@
+"""Linear layers on weights packed for the vendor library, and the gated MLP fused into three of its calls.
+
+Packing costs one pass at load and halves the time of a single-token step; the packed copy replaces the
+original.
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from core.contracts.kernels import Implementation, KernelRequest
+
+_PACKED_ROWS = 64  # the row count packing is tuned for; measured, it makes no difference from 1 to 512
+_PACKED_DTYPES = ("bfloat16", "float32")
+
+
+def implementations() -> Mapping[str, Implementation]:
+    """This platform's kernels by name."""
+    return {
+        "linear": Implementation(function=linear, rejects=_needs_packing),
+        "gated_mlp": Implementation(function=gated_mlp, rejects=_needs_packing),
+        "silu_and_mul": Implementation(function=silu_and_mul),
+    }
+
+
+def _needs_packing(request: KernelRequest) -> str | None:
+    if request.dtype not in _PACKED_DTYPES:
+        return f"packs {' and '.join(_PACKED_DTYPES)}, not {request.dtype}"
+    if not torch.backends.mkldnn.is_available():
+        return "this torch was built without oneDNN"
+    return None
+
+
+def linear(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """weight [out, in] -> x [N, in] -> [N, out]."""
+    packed, outputs = _pack(weight), weight.shape[0]
+
+    def apply(x: Tensor) -> Tensor:
+        if x.shape[0] == 0:
+            return x.new_empty(0, outputs)
+        return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+
+    return apply
+
+
+def gated_mlp(gate_up_weight: Tensor, down_weight: Tensor) -> Callable[[Tensor], Tensor]:
+    """gate_up_weight [2 * I, H], down_weight [H, I] -> x [N, H] -> [N, H]: the activation and the product
+    ride along with the two products before them.
+    """
+    gate_weight, up_weight = gate_up_weight.chunk(2)
+    gate, up, down = _pack(gate_weight), _pack(up_weight), _pack(down_weight)
+
+    def apply(x: Tensor) -> Tensor:
+        if x.shape[0] == 0:
+            return x.new_empty(x.shape)
+        gated = torch.ops.mkldnn._linear_pointwise(x, gate, None, "swish", [], "")
+        gated = torch.ops.mkldnn._linear_pointwise.binary(x, gated, up, None, "mul")
+        return torch.ops.mkldnn._linear_pointwise(gated, down, None, "none", [], "")
+
+    return apply
+
+
+def silu_and_mul(x: Tensor) -> Tensor:
+    """[N, 2 * I] -> [N, I]."""
+    gate, up = x.chunk(2, dim=-1)
+    return torch.nn.functional.silu(gate).mul_(up)
+
+
+def _pack(weight: Tensor) -> Tensor:
+    return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _PACKED_ROWS)

@@ -1,0 +1,20 @@
+"""The HTTP server: OpenAI's API in front of an `AsyncEngine`.
+
+    run.py          serve(): bind, start the engine, print the address, drain, exit code
+    app.py          create_app(): routes, middleware, error answers
+    settings.py     ServerSettings
+    state.py        what the routes share: the engine, the model's name, whether the server is going down
+    security.py     the API key; the body limit
+    errors.py       every error as OpenAI's error object
+    body.py         bytes of a request into a checked model
+    openai_types.py the bodies that are accepted, field by field
+    completions.py  /v1/completions
+    chat.py         /v1/chat/completions
+    choices.py      what is new in an answer since the last look, and usage
+    logprobs.py     log-probabilities in both of OpenAI's shapes
+    sse.py          an answer as an event stream, or whole; both end when the client hangs up
+    models.py       /v1/models
+    health.py       /health, /health/ready, /version
+
+It knows no tensor, no scheduler and no platform.
+"""

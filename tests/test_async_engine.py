@@ -1,0 +1,345 @@
+"""The engine's asyncio client, with a real engine in a real process."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from live_server import engine_keywords, gone
+
+from core.config import EngineConfig
+from core.engine.async_engine import AsyncEngine
+from core.errors import (
+    ConfigError,
+    EngineDead,
+    ModelNotFound,
+    NoPlatform,
+    QueueFull,
+    RequestError,
+    RequestTooLong,
+)
+from core.llm import LLM
+from core.outputs import RequestOutput
+from core.sampling_params import SamplingParams
+
+GREEDY = SamplingParams(temperature=0, max_tokens=32, ignore_eos=True)
+LONG = GREEDY.with_(max_tokens=8000)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Callable[..., Path]) -> Path:
+    return tiny_model("llama", max_position_embeddings=8192)
+
+
+@asynccontextmanager
+async def started(model: Path, **more: Any) -> AsyncIterator[AsyncEngine]:
+    engine = await AsyncEngine.start(EngineConfig(**engine_keywords(model)), **more)
+    try:
+        yield engine
+    finally:
+        await engine.close()
+
+
+async def last(outputs: AsyncIterator[RequestOutput]) -> RequestOutput:
+    *_, final = [output async for output in outputs]
+    return final
+
+
+async def settled(engine: AsyncEngine, count: int, patience: float = 5.0) -> None:
+    """Returns once the engine works on `count` sequences."""
+    deadline = time.monotonic() + patience
+    while (statistics := await engine.statistics()).num_running + statistics.num_waiting != count:
+        assert time.monotonic() < deadline, statistics
+        await asyncio.sleep(0.01)
+
+
+async def begun(engine: AsyncEngine, **options: Any) -> AsyncIterator[RequestOutput]:
+    """A long answer of which the first tokens have arrived."""
+    outputs = engine.generate("Once upon a time", LONG, **options)
+    await anext(outputs)
+    return outputs
+
+
+def test_it_says_what_llm_says(model: Path) -> None:
+    prompts = ["Once upon a time", "Far away", [5, 6, 7]]
+
+    async def answers() -> list[RequestOutput]:
+        async with started(model) as engine:
+            return await asyncio.gather(*(last(engine.generate(prompt, GREEDY)) for prompt in prompts))
+
+    with LLM(**engine_keywords(model)) as llm:
+        expected = llm.generate(prompts, GREEDY, use_tqdm=False)
+
+    for output, other in zip(asyncio.run(answers()), expected, strict=True):
+        assert (output.prompt, output.prompt_token_ids) == (other.prompt, other.prompt_token_ids)
+        assert output.outputs == other.outputs
+        assert output.finished
+
+
+def test_a_conversation_goes_through_the_template(model: Path) -> None:
+    messages = [{"role": "user", "content": "Tell me about the tides."}]
+
+    async def answer() -> RequestOutput:
+        async with started(model) as engine:
+            return await last(engine.chat(messages, GREEDY))
+
+    with LLM(**engine_keywords(model)) as llm:
+        (expected,) = llm.chat(messages, GREEDY, use_tqdm=False)
+
+    assert asyncio.run(answer()).outputs == expected.outputs
+
+
+def test_the_clients_process_never_loads_torch(model: Path) -> None:
+    code = (
+        "import asyncio, sys\n"
+        "from core.config import EngineConfig\n"
+        "from core.engine.async_engine import AsyncEngine\n"
+        "import server.run\n"
+        "async def main():\n"
+        "    engine = await AsyncEngine.start(EngineConfig(model=sys.argv[1], platform='cpu'))\n"
+        "    outputs = [output async for output in engine.generate('Once upon a time')]\n"
+        "    await engine.close()\n"
+        "    print(outputs[-1].finished, 'torch' in sys.modules, 'transformers' in sys.modules)\n"
+        "asyncio.run(main())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(model)], capture_output=True, text=True, timeout=120
+    )
+
+    assert done.stdout.split() == ["True", "False", "False"], done.stderr
+
+
+def test_progress_is_told_and_information_arrives(model: Path) -> None:
+    lines: list[str] = []
+
+    async def look() -> AsyncEngine:
+        async with started(model, progress=lines.append) as engine:
+            engine.check_health()
+            return engine
+
+    engine = asyncio.run(look())
+
+    assert engine.info.max_model_len == 8192
+    assert engine.info.platform == "cpu"
+    assert any("loading" in line for line in lines)
+
+
+@pytest.mark.parametrize("leave", ["break", "cancel", "close"])
+def test_leaving_the_iterator_aborts_the_request(model: Path, leave: str) -> None:
+    async def scenario() -> None:
+        async with started(model) as engine:
+            if leave == "cancel":
+                task = asyncio.create_task(last(engine.generate("Once upon a time", LONG)))
+                await settled(engine, 1)
+                task.cancel()
+                await asyncio.wait({task})
+            else:
+                outputs = engine.generate("Once upon a time", LONG)
+                async for _ in outputs:
+                    break
+                await settled(engine, 1)
+                if leave == "close":
+                    await outputs.aclose()
+                else:
+                    del outputs  # the loop closes generators that nobody holds
+            await settled(engine, 0)
+            assert engine.num_unfinished == 0
+
+    asyncio.run(scenario())
+
+
+def test_abort_finishes_the_output_with_the_text_so_far(model: Path) -> None:
+    async def scenario() -> RequestOutput:
+        async with started(model) as engine:
+            outputs = await begun(engine, request_id="mine")
+            engine.abort("mine")
+            engine.abort("nobody's")
+            return await last(outputs)
+
+    output = asyncio.run(scenario())
+
+    assert output.finished
+    assert output.outputs[0].finish_reason == "abort"
+    assert 0 < len(output.outputs[0].token_ids) < 8000
+
+
+def test_a_slow_reader_misses_steps_and_no_text(model: Path) -> None:
+    async def scenario() -> tuple[int, RequestOutput, RequestOutput]:
+        async with started(model) as engine:
+            looks, slow = 0, None
+            async for output in engine.generate("Once upon a time", GREEDY.with_(max_tokens=200)):
+                looks, slow = looks + 1, output
+                await asyncio.sleep(0.05)
+            assert slow is not None
+            return looks, slow, await last(engine.generate("Once upon a time", GREEDY.with_(max_tokens=200)))
+
+    looks, slow, fast = asyncio.run(scenario())
+
+    assert looks < 100
+    assert slow.outputs == fast.outputs
+
+
+def test_a_stop_string_ends_the_request_in_the_engine_too(model: Path) -> None:
+    async def scenario() -> RequestOutput:
+        async with started(model) as engine:
+            free = await last(engine.generate("Once upon a time", GREEDY))
+            stop = free.outputs[0].text[10:13]
+            output = await last(engine.generate("Once upon a time", LONG.with_(stop=[stop])))
+            assert stop not in output.outputs[0].text
+            await settled(engine, 0)
+            return output
+
+    assert asyncio.run(scenario()).outputs[0].finish_reason == "stop"
+
+
+def test_bad_requests_are_refused_before_they_are_sent(model: Path) -> None:
+    async def scenario() -> None:
+        async with started(model) as engine:
+            with pytest.raises(RequestError, match="empty"):
+                await engine.request("")
+            with pytest.raises(RequestTooLong):
+                await engine.request([7] * 8192)
+            with pytest.raises(RequestError, match="999999"):
+                await engine.request([999999])
+            assert (await engine.statistics()).prompt_tokens == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_request_id_is_unique_while_it_is_used(model: Path) -> None:
+    async def scenario() -> None:
+        async with started(model) as engine:
+            outputs = await begun(engine, request_id="twice")
+            with pytest.raises(RequestError, match="twice is in use"):
+                await anext(engine.generate("a", GREEDY, request_id="twice"))
+            await outputs.aclose()  # type: ignore[attr-defined]
+            assert (await last(engine.generate("a", GREEDY, request_id="twice"))).finished
+
+    asyncio.run(scenario())
+
+
+def test_the_queue_is_bounded_and_room_returns(model: Path) -> None:
+    async def scenario() -> None:
+        async with started(model, max_queued=2) as engine:
+            first, second = await begun(engine), await begun(engine)
+            with pytest.raises(QueueFull, match="max_queued") as caught:
+                await anext(engine.generate("a", GREEDY))
+            assert caught.value.retry_after > 0
+            await first.aclose()  # type: ignore[attr-defined]
+            assert (await last(engine.generate("a", GREEDY))).finished
+            await second.aclose()  # type: ignore[attr-defined]
+
+    asyncio.run(scenario())
+
+
+def test_a_killed_engine_ends_every_iterator_within_a_second(model: Path) -> None:
+    async def scenario() -> float:
+        async with started(model) as engine:
+            waiting = [asyncio.create_task(last(engine.generate("Once", LONG))) for _ in range(12)]
+            await settled(engine, 12)
+            asking: list[Awaitable[Any]] = [asyncio.create_task(engine.statistics()) for _ in range(3)]
+            os.kill(engine.pid, signal.SIGKILL)
+            start = time.monotonic()
+            outcomes = await asyncio.gather(*waiting, *asking, return_exceptions=True)
+            elapsed = time.monotonic() - start
+            assert all(isinstance(outcome, EngineDead) for outcome in outcomes[:12])
+            assert "SIGKILL" in str(outcomes[0])
+            assert not engine.is_alive
+            assert "SIGKILL" in await engine.wait_until_dead()
+            for ask in (engine.check_health, lambda: engine.submit([])):
+                with pytest.raises(EngineDead):
+                    ask()
+            with pytest.raises(EngineDead):
+                await engine.request("a")
+            return elapsed
+
+    assert asyncio.run(scenario()) < 1.0
+
+
+def test_closing_ends_iterators_and_leaves_nothing_behind(model: Path) -> None:
+    async def scenario() -> int:
+        engine = await AsyncEngine.start(EngineConfig(**engine_keywords(model)))
+        waiting = asyncio.create_task(last(engine.generate("Once", LONG)))
+        await settled(engine, 1)
+        await engine.close()
+        await engine.close()
+        with pytest.raises(EngineDead, match="closed"):
+            await waiting
+        return engine.pid
+
+    before = set(Path(tempfile.gettempdir()).glob("core-*"))
+    pid = asyncio.run(scenario())
+
+    assert not psutil.pid_exists(pid)
+    assert set(Path(tempfile.gettempdir()).glob("core-*")) <= before
+
+
+@pytest.mark.parametrize(
+    ("keywords", "kind", "says"),
+    [
+        ({"model": "./no/such/folder"}, ModelNotFound, "no/such/folder"),
+        ({"platform": "abacus"}, NoPlatform, "abacus"),
+        ({"max_model_len": 10**9}, ConfigError, "max_model_len"),
+        ({"kv_cache_memory": 1}, ConfigError, "kv_cache_memory"),
+    ],
+)
+def test_what_the_engine_cannot_start_with_is_raised_here(
+    model: Path, keywords: dict[str, Any], kind: type[Exception], says: str
+) -> None:
+    config = EngineConfig(**engine_keywords(model, **keywords))
+
+    with pytest.raises(kind, match=says) as caught:
+        asyncio.run(AsyncEngine.start(config))
+
+    if isinstance(caught.value, ConfigError):
+        assert caught.value.setting == says
+
+
+def test_a_cancelled_start_leaves_no_process(model: Path) -> None:
+    async def scenario() -> list[psutil.Process]:
+        starting = asyncio.create_task(AsyncEngine.start(EngineConfig(**engine_keywords(model))))
+        me = psutil.Process()
+        while not me.children():
+            await asyncio.sleep(0.01)
+        children = me.children()
+        starting.cancel()
+        await asyncio.wait({starting})
+        return children
+
+    assert all(gone(child) for child in asyncio.run(scenario()))
+
+
+def test_the_event_loop_turns_while_a_long_prompt_is_tokenized(model: Path) -> None:
+    async def scenario() -> float:
+        async with started(model) as engine:
+            longest, last_turn = 0.0, time.monotonic()
+            asking = asyncio.create_task(engine.request("word " * 500_000))
+            while not asking.done():
+                await asyncio.sleep(0)
+                longest, last_turn = max(longest, time.monotonic() - last_turn), time.monotonic()
+            assert isinstance(asking.exception(), RequestTooLong)
+            return longest
+
+    assert asyncio.run(scenario()) < 0.5
+
+
+def test_two_engines_live_side_by_side(model: Path) -> None:
+    async def scenario() -> tuple[str, str]:
+        async with started(model) as one, started(model) as two:
+            first, second = await asyncio.gather(
+                last(one.generate("a", GREEDY)), last(two.generate("a", GREEDY))
+            )
+            return first.outputs[0].text, second.outputs[0].text
+
+    one, two = asyncio.run(scenario())
+
+    assert one == two
