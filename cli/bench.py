@@ -85,7 +85,7 @@ def latency(
         status.clear()
         measured = runs[warmup:]
         batches = measure.summary([run.seconds for run in measured])
-        figures = {"batch_size": batch_size, "iterations": iterations, "batch_latency_ms": batches}
+        figures = {"batch_size": batch_size, "iterations": len(measured), "batch_latency_ms": batches}
         _report(llm, {**figures, **measure.latencies(measured)}, json)
 
 

@@ -62,10 +62,8 @@ class SamplingParams:
     detokenize: bool = True
 
     def __post_init__(self) -> None:
-        if isinstance(self.stop, str):
-            object.__setattr__(self, "stop", (self.stop,))
-        object.__setattr__(self, "stop", tuple(self.stop))
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else _items("stop", self.stop))
+        object.__setattr__(self, "stop_token_ids", _items("stop_token_ids", self.stop_token_ids))
         if self.top_k == -1:  # vLLM's older spelling of "all"
             object.__setattr__(self, "top_k", 0)
         self._check_numbers()
@@ -106,7 +104,7 @@ class SamplingParams:
             )
         for name in ("ignore_eos", "skip_special_tokens", "include_stop_str_in_output", "detokenize"):
             if not isinstance(getattr(self, name), bool):
-                raise RequestError(f"{name} must be true or false, not {getattr(self, name)!r}", parameter=name)
+                raise RequestError(f"{name} must be true or false, not {_shown(getattr(self, name))}", parameter=name)
 
     def _check_stops(self) -> None:
         if len(self.stop) > MAX_STOP:
@@ -114,7 +112,7 @@ class SamplingParams:
         for text in self.stop:
             if not isinstance(text, str) or not 0 < len(text) <= MAX_STOP_LENGTH:  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise RequestError(
-                    f"stop must hold strings of 1 to {MAX_STOP_LENGTH} characters, not {text!r:.80}", parameter="stop"
+                    f"stop must hold strings of 1 to {MAX_STOP_LENGTH} characters, not {_shown(text)}", parameter="stop"
                 )
         if self.stop and not self.detokenize:
             raise RequestError("stop strings need detokenize=True; use stop_token_ids instead", parameter="stop")
@@ -122,19 +120,43 @@ class SamplingParams:
             _integer("stop_token_ids", token, 0, 2**31)
 
     def _check_bias(self) -> None:
-        if len(self.logit_bias) > MAX_LOGIT_BIAS:
+        given: Any = self.logit_bias
+        given = {} if given is None else given
+        if not isinstance(given, Mapping):
             raise RequestError(
-                f"logit_bias has {len(self.logit_bias)} entries; at most {MAX_LOGIT_BIAS} are accepted",
-                parameter="logit_bias",
+                f"logit_bias must map token ids to numbers, not be {_shown(given)}", parameter="logit_bias"
             )
-        try:
-            bias = {int(token): value for token, value in self.logit_bias.items()}
-        except (TypeError, ValueError):
-            raise RequestError("logit_bias keys must be token ids", parameter="logit_bias") from None
+        bias: dict[Any, Any] = {_spelled_id(token): value for token, value in given.items()}  # pyright: ignore[reportUnknownVariableType,reportUnknownArgumentType]
+        if len(bias) > MAX_LOGIT_BIAS:
+            raise RequestError(
+                f"logit_bias has {len(bias)} entries; at most {MAX_LOGIT_BIAS} are accepted", parameter="logit_bias"
+            )
         for token, value in bias.items():
             _integer("logit_bias", token, 0, 2**31)
             _number("logit_bias", value, -100.0, 100.0)
         object.__setattr__(self, "logit_bias", bias)
+
+
+def _spelled_id(token: object) -> object:
+    """JSON spells the keys of an object as strings: "5" is 5."""
+    if isinstance(token, str) and token.isascii() and token.isdigit() and len(token) < 12:
+        return int(token)
+    return token
+
+
+def _items(name: str, given: object) -> tuple[Any, ...]:
+    if given is None:
+        return ()
+    if not isinstance(given, list | tuple | set | frozenset):
+        raise RequestError(f"{name} must be a list, not {_shown(given)}", parameter=name)
+    return tuple(given)  # pyright: ignore[reportUnknownVariableType,reportUnknownArgumentType]
+
+
+def _shown(value: object) -> str:
+    try:
+        return f"{value!r:.80}"
+    except ValueError:  # Python prints no number of more than 4,300 digits
+        return "a number of thousands of digits"
 
 
 def _integer(name: str, value: object, low: int, high: int, *, optional: bool = False) -> None:
@@ -142,11 +164,12 @@ def _integer(name: str, value: object, low: int, high: int, *, optional: bool = 
         return
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         accepted = f"a whole number from {low} to {high}" + (", or none" if optional else "")
-        raise RequestError(f"{name} must be {accepted}, not {value!r:.80}", parameter=name)
+        raise RequestError(f"{name} must be {accepted}, not {_shown(value)}", parameter=name)
 
 
 def _number(name: str, value: object, low: float, high: float, *, open_low: bool = False) -> None:
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    good = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+    good = good and not isinstance(value, bool)
     if not good or not low <= value <= high or (open_low and value == low):  # type: ignore[operator]
         accepted = f"{'above' if open_low else 'from'} {low:g} {'up ' if open_low else ''}to {high:g}"
-        raise RequestError(f"{name} must be a number {accepted}, not {value!r:.80}", parameter=name)
+        raise RequestError(f"{name} must be a number {accepted}, not {_shown(value)}", parameter=name)

@@ -55,8 +55,7 @@ class Decoder:
         self.embedding = Embedding(weights, parts, "model.embed_tokens", vocabulary, hidden)
         self.layers = [DecoderLayer(weights, parts, description, i) for i in range(len(description.layers))]
         self.norm = RMSNorm(weights, parts, "model.norm", hidden, settings.norm_eps)
-        tied = not weights.has("lm_head.weight") if settings.tied is None else settings.tied
-        head = self.embedding.weight if tied else weights.take("lm_head.weight", vocabulary, hidden)
+        head = self.embedding.weight if settings.tied else weights.take("lm_head.weight", vocabulary, hidden)
         self.head = parts.kernels.linear(head, None)
         inverse = frequencies(settings.rotary)
         if weights.has("rope_freqs.weight"):  # GGUF carries Llama 3's scaling as divisors

@@ -59,7 +59,7 @@ def gguf_mapping(name: str, architecture: str, *, interleaved: bool = False) -> 
             values["rope_scaling"] = {"rope_type": "linear", "factor": metadata[f"{name}.rope.scaling.factor"]}
         elif scaling != "none":
             values["rope_scaling"] = {"rope_type": scaling}
-        return values | {"architectures": [architecture], "tie_word_embeddings": None}
+        return values | {"architectures": [architecture]}
 
     layers = {
         f"model.layers.{{i}}.{ours}.{kind}": f"blk.{{i}}.{theirs}.{kind}"

@@ -17,13 +17,13 @@ Config = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderSettings:
-    """What a decoder needs beyond its description. `tied` None: the head is tied when no weight is there."""
+    """What a decoder needs beyond its description. `tied`: the head is the embedding's weight."""
 
     intermediate_size: int
     norm_eps: float
     projections: "ProjectionSettings"
     rotary: "RotarySettings"
-    tied: bool | None
+    tied: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +96,6 @@ def _settings(config: Config, differences: Differences, head_dim: int) -> Decode
     rope.setdefault("rope_type", rope.get("type", "default"))
     theta = float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0)
     eps = float(config.get("rms_norm_eps", 1e-6))
-    tied = config.get("tie_word_embeddings", False)
     return DecoderSettings(
         intermediate_size=_positive(config, "intermediate_size"),
         norm_eps=eps,
@@ -106,7 +105,7 @@ def _settings(config: Config, differences: Differences, head_dim: int) -> Decode
             qk_norm_eps=eps if differences.qk_norm else None,
         ),
         rotary=RotarySettings(rotary_dim=head_dim, theta=theta, scaling=rope),
-        tied=None if tied is None else bool(tied),
+        tied=bool(config.get("tie_word_embeddings", False)),
     )
 
 

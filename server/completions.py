@@ -32,7 +32,6 @@ def completions_router(state: State) -> APIRouter:
         state.check_model(body.model)
         state.check_ready()
         prompts = listed_prompts(body.prompt)
-        state.check_count(len(prompts))
         state.engine.check_room(len(prompts))
         params = sampling_params(state, body)
         rendering = CompletionRendering(state, body)

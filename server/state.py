@@ -5,7 +5,6 @@ from pathlib import Path
 from time import time
 
 from core.engine.async_engine import AsyncEngine
-from core.errors import RequestError
 from server.errors import Draining, UnknownModel
 from server.settings import ServerSettings
 
@@ -33,14 +32,6 @@ class State:
         """
         if asked is not None and asked not in (self.model_name, self.engine.info.model):
             raise UnknownModel(asked, self.model_name)
-
-    def check_count(self, num_prompts: int) -> None:
-        """Raises RequestError when one body asks for more than the server would ever hold."""
-        if num_prompts > self.settings.max_queued:
-            raise RequestError(
-                f"prompt holds {num_prompts:,} prompts; at most {self.settings.max_queued:,} are taken",
-                parameter="prompt",
-            )
 
 
 def public_name(model: str) -> str:

@@ -12,7 +12,6 @@ import pytest
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-# Tests may run with only part of the cores' cache to themselves; a fixed pool keeps results repeatable.
 SMALL_VOCABULARY = 320
 
 
@@ -61,10 +60,10 @@ def _restore_digit_split(path: Path) -> None:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """make(family, **config) -> folder of a tiny random model with a byte-level tokenizer and a chat template."""
-    made: dict[tuple[Any, ...], Path] = {}
+    made: dict[str, Path] = {}
 
     def make(family: str, **overrides: Any) -> Path:
-        key = (family, *sorted(overrides.items()))
+        key = family + json.dumps(overrides, sort_keys=True)
         if key not in made:
             made[key] = _make_tiny(tmp_path_factory.mktemp(f"tiny_{family}"), family, overrides)
         return made[key]

@@ -14,7 +14,6 @@ from typing import Any, Self, TypeVar
 import httpx
 import openai
 import psutil
-import pytest
 
 from core.config import EngineConfig
 from core.engine.async_engine import AsyncEngine
@@ -166,30 +165,6 @@ def _answers(url: str) -> bool:
         return httpx.get(url).status_code == 200
     except httpx.TransportError:
         return False
-
-
-@pytest.fixture(scope="session")
-def server(tiny_model: Callable[..., Path]) -> Iterator[ThreadedServer]:
-    model = tiny_model("llama", max_position_embeddings=MAX_MODEL_LEN)
-    with ThreadedServer(EngineConfig(**engine_keywords(model)), MAX_QUEUED) as running:
-        yield running
-
-
-@pytest.fixture(scope="session")
-def url(server: ThreadedServer) -> str:
-    return server.open(ServerSettings(port=0, served_model_name=NAME))
-
-
-@pytest.fixture(scope="session")
-def client(url: str) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0) as made:
-        yield made
-
-
-@pytest.fixture
-def http(url: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=url, timeout=60) as made:
-        yield made
 
 
 def complete(client: openai.OpenAI, prompt: Any = "Once upon a time", **more: Any) -> Any:

@@ -7,14 +7,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from live_server import engine_keywords, gone
+from live_server import ThreadedServer, engine_keywords, gone
 
 from core.config import EngineConfig
 from core.engine.async_engine import AsyncEngine
@@ -35,9 +35,12 @@ GREEDY = SamplingParams(temperature=0, max_tokens=32, ignore_eos=True)
 LONG = GREEDY.with_(max_tokens=8000)
 
 
+pytest_plugins = ("server_fixtures",)
+
+
 @pytest.fixture(scope="module")
-def model(tiny_model: Callable[..., Path]) -> Path:
-    return tiny_model("llama", max_position_embeddings=8192)
+def model(server: ThreadedServer) -> Path:
+    return Path(server.engine.info.model_path)
 
 
 @asynccontextmanager
@@ -62,40 +65,29 @@ async def settled(engine: AsyncEngine, count: int, patience: float = 5.0) -> Non
         await asyncio.sleep(0.01)
 
 
-async def begun(engine: AsyncEngine, **options: Any) -> AsyncIterator[RequestOutput]:
+async def begun(engine: AsyncEngine, **options: Any) -> AsyncGenerator[RequestOutput]:
     """A long answer of which the first tokens have arrived."""
     outputs = engine.generate("Once upon a time", LONG, **options)
     await anext(outputs)
     return outputs
 
 
-def test_it_says_what_llm_says(model: Path) -> None:
+def test_it_says_what_llm_says(server: ThreadedServer) -> None:
     prompts = ["Once upon a time", "Far away", [5, 6, 7]]
+    messages = [{"role": "user", "content": "Tell me about the tides."}]
 
     async def answers() -> list[RequestOutput]:
-        async with started(model) as engine:
-            return await asyncio.gather(*(last(engine.generate(prompt, GREEDY)) for prompt in prompts))
+        engine = server.engine
+        asked = [last(engine.generate(prompt, GREEDY)) for prompt in prompts]
+        return await asyncio.gather(*asked, last(engine.chat(messages, GREEDY)))
 
-    with LLM(**engine_keywords(model)) as llm:
-        expected = llm.generate(prompts, GREEDY, use_tqdm=False)
+    with LLM(**engine_keywords(Path(server.engine.info.model_path))) as llm:
+        expected = llm.generate(prompts, GREEDY, use_tqdm=False) + llm.chat(messages, GREEDY, use_tqdm=False)
 
-    for output, other in zip(asyncio.run(answers()), expected, strict=True):
+    for output, other in zip(server.call(answers()), expected, strict=True):
         assert (output.prompt, output.prompt_token_ids) == (other.prompt, other.prompt_token_ids)
         assert output.outputs == other.outputs
         assert output.finished
-
-
-def test_a_conversation_goes_through_the_template(model: Path) -> None:
-    messages = [{"role": "user", "content": "Tell me about the tides."}]
-
-    async def answer() -> RequestOutput:
-        async with started(model) as engine:
-            return await last(engine.chat(messages, GREEDY))
-
-    with LLM(**engine_keywords(model)) as llm:
-        (expected,) = llm.chat(messages, GREEDY, use_tqdm=False)
-
-    assert asyncio.run(answer()).outputs == expected.outputs
 
 
 def test_the_clients_process_never_loads_torch(model: Path) -> None:
@@ -134,97 +126,97 @@ def test_progress_is_told_and_information_arrives(model: Path) -> None:
 
 
 @pytest.mark.parametrize("leave", ["break", "cancel", "close"])
-def test_leaving_the_iterator_aborts_the_request(model: Path, leave: str) -> None:
+def test_leaving_the_iterator_aborts_the_request(server: ThreadedServer, leave: str) -> None:
     async def scenario() -> None:
-        async with started(model) as engine:
-            if leave == "cancel":
-                task = asyncio.create_task(last(engine.generate("Once upon a time", LONG)))
-                await settled(engine, 1)
-                task.cancel()
-                await asyncio.wait({task})
+        engine = server.engine
+        if leave == "cancel":
+            task = asyncio.create_task(last(engine.generate("Once upon a time", LONG)))
+            await settled(engine, 1)
+            task.cancel()
+            await asyncio.wait({task})
+        else:
+            outputs = engine.generate("Once upon a time", LONG)
+            async for _ in outputs:
+                break
+            await settled(engine, 1)
+            if leave == "close":
+                await outputs.aclose()
             else:
-                outputs = engine.generate("Once upon a time", LONG)
-                async for _ in outputs:
-                    break
-                await settled(engine, 1)
-                if leave == "close":
-                    await outputs.aclose()
-                else:
-                    del outputs  # the loop closes generators that nobody holds
-            await settled(engine, 0)
-            assert engine.num_unfinished == 0
+                del outputs  # the loop closes generators that nobody holds
+        await settled(engine, 0)
+        assert engine.num_unfinished == 0
 
-    asyncio.run(scenario())
+    server.call(scenario())
 
 
-def test_abort_finishes_the_output_with_the_text_so_far(model: Path) -> None:
+def test_abort_finishes_the_output_with_the_text_so_far(server: ThreadedServer) -> None:
     async def scenario() -> RequestOutput:
-        async with started(model) as engine:
-            outputs = await begun(engine, request_id="mine")
-            engine.abort("mine")
-            engine.abort("nobody's")
-            return await last(outputs)
+        engine = server.engine
+        outputs = await begun(engine, request_id="mine")
+        engine.abort("mine")
+        engine.abort("nobody's")
+        return await last(outputs)
 
-    output = asyncio.run(scenario())
+    output = server.call(scenario())
 
     assert output.finished
     assert output.outputs[0].finish_reason == "abort"
     assert 0 < len(output.outputs[0].token_ids) < 8000
 
 
-def test_a_slow_reader_misses_steps_and_no_text(model: Path) -> None:
-    async def scenario() -> tuple[int, RequestOutput, RequestOutput]:
-        async with started(model) as engine:
-            looks, slow = 0, None
-            async for output in engine.generate("Once upon a time", GREEDY.with_(max_tokens=200)):
-                looks, slow = looks + 1, output
-                await asyncio.sleep(0.05)
-            assert slow is not None
-            return looks, slow, await last(engine.generate("Once upon a time", GREEDY.with_(max_tokens=200)))
+def test_a_slow_reader_misses_steps_and_no_text(server: ThreadedServer) -> None:
+    async def scenario() -> tuple[list[RequestOutput], RequestOutput]:
+        engine, params = server.engine, GREEDY.with_(max_tokens=100)
+        outputs = engine.generate("Once upon a time", params)
+        await anext(outputs)
+        await settled(engine, 0, patience=60)
+        rest = [output async for output in outputs]
+        return rest, await last(engine.generate("Once upon a time", params))
 
-    looks, slow, fast = asyncio.run(scenario())
+    rest, read_at_once = server.call(scenario())
 
-    assert looks < 100
-    assert slow.outputs == fast.outputs
+    assert len(rest) == 1
+    assert rest[0].outputs == read_at_once.outputs
 
 
-def test_a_stop_string_ends_the_request_in_the_engine_too(model: Path) -> None:
+def test_a_stop_string_ends_the_request_in_the_engine_too(server: ThreadedServer) -> None:
     async def scenario() -> RequestOutput:
-        async with started(model) as engine:
-            free = await last(engine.generate("Once upon a time", GREEDY))
-            stop = free.outputs[0].text[10:13]
-            output = await last(engine.generate("Once upon a time", LONG.with_(stop=[stop])))
-            assert stop not in output.outputs[0].text
-            await settled(engine, 0)
-            return output
+        engine = server.engine
+        free = await last(engine.generate("Once upon a time", GREEDY))
+        stop = free.outputs[0].text[10:13]
+        output = await last(engine.generate("Once upon a time", LONG.with_(stop=[stop])))
+        assert stop not in output.outputs[0].text
+        await settled(engine, 0)
+        return output
 
-    assert asyncio.run(scenario()).outputs[0].finish_reason == "stop"
+    assert server.call(scenario()).outputs[0].finish_reason == "stop"
 
 
-def test_bad_requests_are_refused_before_they_are_sent(model: Path) -> None:
+def test_bad_requests_are_refused_before_they_are_sent(server: ThreadedServer) -> None:
     async def scenario() -> None:
-        async with started(model) as engine:
-            with pytest.raises(RequestError, match="empty"):
-                await engine.request("")
-            with pytest.raises(RequestTooLong):
-                await engine.request([7] * 8192)
-            with pytest.raises(RequestError, match="999999"):
-                await engine.request([999999])
-            assert (await engine.statistics()).prompt_tokens == 0
+        engine = server.engine
+        before = (await engine.statistics()).prompt_tokens
+        with pytest.raises(RequestError, match="empty"):
+            await engine.request("")
+        with pytest.raises(RequestTooLong):
+            await engine.request([7] * 8192)
+        with pytest.raises(RequestError, match="999999"):
+            await engine.request([999999])
+        assert (await engine.statistics()).prompt_tokens == before
 
-    asyncio.run(scenario())
+    server.call(scenario())
 
 
-def test_a_request_id_is_unique_while_it_is_used(model: Path) -> None:
+def test_a_request_id_is_unique_while_it_is_used(server: ThreadedServer) -> None:
     async def scenario() -> None:
-        async with started(model) as engine:
-            outputs = await begun(engine, request_id="twice")
-            with pytest.raises(RequestError, match="twice is in use"):
-                await anext(engine.generate("a", GREEDY, request_id="twice"))
-            await outputs.aclose()  # type: ignore[attr-defined]
-            assert (await last(engine.generate("a", GREEDY, request_id="twice"))).finished
+        engine = server.engine
+        outputs = await begun(engine, request_id="twice")
+        with pytest.raises(RequestError, match="twice is in use"):
+            await anext(engine.generate("a", GREEDY, request_id="twice"))
+        await outputs.aclose()
+        assert (await last(engine.generate("a", GREEDY, request_id="twice"))).finished
 
-    asyncio.run(scenario())
+    server.call(scenario())
 
 
 def test_the_queue_is_bounded_and_room_returns(model: Path) -> None:
@@ -234,9 +226,9 @@ def test_the_queue_is_bounded_and_room_returns(model: Path) -> None:
             with pytest.raises(QueueFull, match="max_queued") as caught:
                 await anext(engine.generate("a", GREEDY))
             assert caught.value.retry_after > 0
-            await first.aclose()  # type: ignore[attr-defined]
+            await first.aclose()
             assert (await last(engine.generate("a", GREEDY))).finished
-            await second.aclose()  # type: ignore[attr-defined]
+            await second.aclose()
 
     asyncio.run(scenario())
 
@@ -295,7 +287,7 @@ def test_closing_ends_iterators_and_leaves_nothing_behind(model: Path) -> None:
 def test_what_the_engine_cannot_start_with_is_raised_here(
     model: Path, keywords: dict[str, Any], kind: type[Exception], says: str
 ) -> None:
-    config = EngineConfig(**engine_keywords(model, **keywords))
+    config = EngineConfig(**(engine_keywords(model) | keywords))
 
     with pytest.raises(kind, match=says) as caught:
         asyncio.run(AsyncEngine.start(config))
@@ -306,30 +298,29 @@ def test_what_the_engine_cannot_start_with_is_raised_here(
 
 def test_a_cancelled_start_leaves_no_process(model: Path) -> None:
     async def scenario() -> list[psutil.Process]:
+        before = psutil.Process().children()
         starting = asyncio.create_task(AsyncEngine.start(EngineConfig(**engine_keywords(model))))
-        me = psutil.Process()
-        while not me.children():
+        while not (born := [child for child in psutil.Process().children() if child not in before]):
             await asyncio.sleep(0.01)
-        children = me.children()
         starting.cancel()
         await asyncio.wait({starting})
-        return children
+        return born
 
     assert all(gone(child) for child in asyncio.run(scenario()))
 
 
-def test_the_event_loop_turns_while_a_long_prompt_is_tokenized(model: Path) -> None:
+def test_the_event_loop_turns_while_a_long_prompt_is_tokenized(server: ThreadedServer) -> None:
     async def scenario() -> float:
-        async with started(model) as engine:
-            longest, last_turn = 0.0, time.monotonic()
-            asking = asyncio.create_task(engine.request("word " * 500_000))
-            while not asking.done():
-                await asyncio.sleep(0)
-                longest, last_turn = max(longest, time.monotonic() - last_turn), time.monotonic()
-            assert isinstance(asking.exception(), RequestTooLong)
-            return longest
+        engine = server.engine
+        longest, last_turn = 0.0, time.monotonic()
+        asking = asyncio.create_task(engine.request("word " * 400_000))
+        while not asking.done():
+            await asyncio.sleep(0)
+            longest, last_turn = max(longest, time.monotonic() - last_turn), time.monotonic()
+        assert isinstance(asking.exception(), RequestTooLong)
+        return longest
 
-    assert asyncio.run(scenario()) < 0.5
+    assert server.call(scenario()) < 0.5
 
 
 def test_two_engines_live_side_by_side(model: Path) -> None:

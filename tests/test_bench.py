@@ -13,10 +13,7 @@ from cli.measure import Run, Timing, latencies, percentile, throughput
 from cli.workload import Workload, make_prompts
 
 LIMITS: dict[str, Any] = {"vocab_size": 100, "max_model_len": 64, "encode": None}
-
-
-def encode(text: str) -> list[int]:
-    return list(text.encode())
+READING: dict[str, Any] = {**LIMITS, "encode": lambda text: list(text.encode())}
 
 
 def conversation(question: str, answer: str) -> dict[str, Any]:
@@ -58,9 +55,9 @@ def test_a_sharegpt_file_gives_first_questions_and_the_lengths_of_their_answers(
         conversation("f", "gh"),
     ]
     path.write_text(json.dumps(entries))
-    prompts = make_prompts(Workload(num_prompts=2, dataset=path), **LIMITS | {"encode": encode})
+    prompts = make_prompts(Workload(num_prompts=2, dataset=path), **READING)
     assert {(bytes(prompt.token_ids), prompt.num_output) for prompt in prompts} == {(b"ab", 3), (b"f", 2)}
-    fixed = make_prompts(Workload(num_prompts=2, dataset=path, output_len=7), **LIMITS | {"encode": encode})
+    fixed = make_prompts(Workload(num_prompts=2, dataset=path, output_len=7), **READING)
     assert [prompt.num_output for prompt in fixed] == [7, 7]
 
 
@@ -68,7 +65,7 @@ def test_a_sharegpt_file_with_too_little_in_it_is_refused_with_the_count(tmp_pat
     path = tmp_path / "sharegpt.json"
     path.write_text(json.dumps([conversation("ab", "cde")]))
     with pytest.raises(CommandError, match="holds 1 exchanges"):
-        make_prompts(Workload(num_prompts=2, dataset=path), **LIMITS | {"encode": encode})
+        make_prompts(Workload(num_prompts=2, dataset=path), **READING)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '[{"conversations": [1, 2]}]', "[1]", "null"])
@@ -76,9 +73,9 @@ def test_a_file_that_is_no_sharegpt_dataset_is_refused_by_name(tmp_path: Path, c
     path = tmp_path / "other.json"
     path.write_text(content)
     with pytest.raises(CommandError, match=r"other\.json"):
-        make_prompts(Workload(dataset=path), **LIMITS | {"encode": encode})
+        make_prompts(Workload(dataset=path), **READING)
     with pytest.raises(CommandError, match=r"cannot read .*absent\.json: no such file"):
-        make_prompts(Workload(dataset=tmp_path / "absent.json"), **LIMITS | {"encode": encode})
+        make_prompts(Workload(dataset=tmp_path / "absent.json"), **READING)
 
 
 def test_percentiles_are_interpolated_between_the_nearest_values() -> None:
@@ -130,7 +127,7 @@ def test_bench_latency_measures_every_batch_after_the_warm_up(
     arguments = ("--batch-size", 2, "--iterations", 3, "--warmup", 1, *SMALL, "--json", "-")
     assert run_llm(monkeypatch, "bench", "latency", "--model", tiny_llama, *arguments) == 0
     figures = json.loads(capsys.readouterr().out)
-    assert (figures["batch_size"], figures["iterations"]) == (2, 3)
+    assert (figures["batch_size"], figures["iterations"], figures["requests"]) == (2, 3, 6)
     assert 0 < figures["time_to_first_token_ms"]["p50"] <= figures["batch_latency_ms"]["p99"]
 
 

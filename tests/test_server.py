@@ -11,7 +11,7 @@ from core.outputs import CompletionOutput, Logprob
 from server.choices import Reader
 from server.logprobs import chat_logprobs, legacy_logprobs, positions
 
-pytest_plugins = ("live_server",)
+pytest_plugins = ("server_fixtures",)
 
 
 def test_a_streamed_completion_is_the_whole_one_in_pieces(client: openai.OpenAI) -> None:
@@ -94,10 +94,11 @@ def test_n_sampled_answers_differ_and_a_seed_repeats_them(client: openai.OpenAI)
 def test_chat_logprobs_spell_the_answer_and_rank_its_tokens(client: openai.OpenAI) -> None:
     choice = chat(client, logprobs=True, top_logprobs=3).choices[0]
     content = choice.logprobs.content
+    spelled = b"".join(bytes(entry.bytes) for entry in content)
 
     assert len(content) == 24
+    assert spelled.decode(errors="replace") == choice.message.content
     for entry in content:
-        assert entry.bytes == list(entry.token.encode())
         assert len(entry.top_logprobs) == 3
         assert all(a.logprob >= b.logprob for a, b in pairwise(entry.top_logprobs))
         assert entry.logprob == entry.top_logprobs[0].logprob <= 0  # greedy: the chosen one is the likeliest

@@ -84,7 +84,7 @@ def test_a_killed_engine_ends_its_streams_with_an_error_and_the_server_with_code
 
 
 def test_termination_lets_a_running_answer_end(model: Path) -> None:
-    with server_process(model, shutdown_timeout=30) as server, long_stream(server.url, 1000) as lines:
+    with server_process(model, shutdown_timeout=60) as server, long_stream(server.url, 200) as lines:
         server.process.terminate()
 
         assert list(lines)[-1] == "data: [DONE]"

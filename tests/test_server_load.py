@@ -26,15 +26,15 @@ from core.config import EngineConfig
 from core.errors import EngineDead
 from server.settings import ServerSettings
 
-pytest_plugins = ("live_server",)
+pytest_plugins = ("server_fixtures",)
 
 
 def test_eight_streams_at_once_each_say_what_they_say_alone(client: openai.OpenAI) -> None:
     prompts = [f"Story number {i}, which begins" + " with a storm" * i for i in range(8)]
-    alone = [complete(client, prompt, max_tokens=64).choices[0].text for prompt in prompts]
+    alone = [complete(client, prompt, max_tokens=32).choices[0].text for prompt in prompts]
 
     def stream(prompt: str) -> str:
-        return "".join(c.choices[0].text for c in complete(client, prompt, max_tokens=64, stream=True))
+        return "".join(c.choices[0].text for c in complete(client, prompt, max_tokens=32, stream=True))
 
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(stream, prompts))
@@ -43,8 +43,8 @@ def test_eight_streams_at_once_each_say_what_they_say_alone(client: openai.OpenA
 
 
 def test_bad_requests_do_not_disturb_a_stream_beside_them(client: openai.OpenAI, http: httpx.Client) -> None:
-    undisturbed = complete(client, max_tokens=200).choices[0].text
-    canary, text = iter(complete(client, max_tokens=200, stream=True)), ""
+    undisturbed = complete(client, max_tokens=60).choices[0].text
+    canary, text = iter(complete(client, max_tokens=60, stream=True)), ""
 
     for body in (
         {"prompt": [10**9]},
@@ -66,7 +66,7 @@ def test_more_requests_than_may_be_unfinished_are_sent_away_and_the_rest_is_serv
         async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0) as client:
             asks = [
                 client.completions.create(
-                    model=NAME, prompt=[5, 6, i], max_tokens=200, extra_body={"ignore_eos": True}
+                    model=NAME, prompt=[5, 6, i], max_tokens=60, extra_body={"ignore_eos": True}
                 )
                 for i in range(3 * MAX_QUEUED)
             ]
@@ -78,7 +78,7 @@ def test_more_requests_than_may_be_unfinished_are_sent_away_and_the_rest_is_serv
 
     assert len(served) >= MAX_QUEUED
     assert len(shed) == len(outcomes) - len(served) > 0
-    assert all(outcome.usage.completion_tokens == 200 for outcome in served)
+    assert all(outcome.usage.completion_tokens == 60 for outcome in served)
     assert all(int(refusal.response.headers["retry-after"]) >= 1 for refusal in shed)
 
 
@@ -87,7 +87,7 @@ def test_one_body_with_more_prompts_than_the_server_holds_is_a_bad_request(http:
 
 
 def test_health_answers_while_a_huge_prompt_is_checked(http: httpx.Client, url: str) -> None:
-    body = json.dumps({"prompt": "word " * 1_500_000})
+    body = json.dumps({"prompt": "word " * 400_000})
     with ThreadPoolExecutor(1) as pool:
         huge = pool.submit(httpx.post, f"{url}/v1/completions", content=body, timeout=60)
         latencies = []

@@ -93,7 +93,12 @@ class AsyncEngine:
             raise EngineDead(self._death or "the engine process is ending")
 
     def check_room(self, num_requests: int = 1) -> None:
-        """Raises QueueFull when so many more requests cannot be taken now."""
+        """Raises QueueFull when so many more requests cannot be taken now, RequestError when never."""
+        if num_requests > self._max_queued:
+            raise RequestError(
+                f"{num_requests:,} requests at once; at most {self._max_queued:,} are taken (max_queued)",
+                parameter="prompt",
+            )
         if self.num_unfinished + num_requests > self._max_queued:
             raise QueueFull(
                 f"{self.num_unfinished:,} requests are unfinished and at most {self._max_queued:,} may be "

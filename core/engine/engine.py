@@ -163,6 +163,6 @@ class Engine:
             prompt_logprobs=result.prompt_logprobs,
             finish_reason=reason,
             stop_token=last if named else None,
-            num_cached_tokens=sequence.num_cached,
+            num_cached_tokens=sequence.num_cached or 0,
             error=result.error,
         )

@@ -38,6 +38,8 @@ class Sequence:
     blocks        per cache group, in token order; 0 where a sliding window has passed
     hashes        one per full block of token_ids, as far as somebody asked
     registered    leading blocks already offered to the prefix index
+    num_cached    prompt tokens found in the prefix cache when it was first admitted; None before
+    num_reported  leading tokens after which the log-probability of the next was given out, if it was asked for
     parent        the sequence of the same request whose prompt this one forks, until it has
     """
 
@@ -53,7 +55,8 @@ class Sequence:
     parent: "Sequence | None" = None
     state: State = State.WAITING
     num_computed: int = 0
-    num_cached: int = 0
+    num_cached: int | None = None
+    num_reported: int = 0
     hashes: list[bytes] = field(default_factory=list[bytes])
     registered: int = 0
 

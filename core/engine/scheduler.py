@@ -113,6 +113,7 @@ class Scheduler:
         changes: list[tuple[Sequence, SequenceResult, str | None]] = []
         for part, result in zip(batch.sequences, results, strict=True):
             sequence = by_id[part.sequence_id]
+            self._drop_reported(sequence, part, result)
             sequence.num_computed += part.num_tokens
             reason = "error" if result.error is not None else self._append(sequence, result)
             if reason is not None:
@@ -131,6 +132,11 @@ class Scheduler:
         family = self._requests[sequence.request.request_id]
         if all(s.state is State.FINISHED for s in family):
             del self._requests[sequence.request.request_id]
+
+    def _drop_reported(self, sequence: Sequence, part: ScheduledSequence, result: SequenceResult) -> None:
+        """A preempted prompt is computed again; its log-probabilities are given out once."""
+        del result.prompt_logprobs[: max(0, sequence.num_reported - part.start)]
+        sequence.num_reported = max(sequence.num_reported, part.start + part.num_tokens)
 
     def _append(self, sequence: Sequence, result: SequenceResult) -> str | None:
         """Append sampled tokens up to the one that ends the sequence; returns the finish reason."""
@@ -166,14 +172,15 @@ class Scheduler:
                 return
             if self._waits_for_parent(sequence):
                 continue
-            if sequence.parent is None or not self.cache.fork(sequence.parent, sequence):
-                self._look_up_prefix(sequence)
+            forked = sequence.parent is not None and self.cache.fork(sequence.parent, sequence)
+            found = None if forked else self._look_up_prefix(sequence)
             num_tokens = min(sequence.num_pending, plan.budget)
             if plan.phase.accepts(num_tokens):  # else it has one token left, and decodes in the next step
                 if not self.cache.extend(sequence, sequence.num_computed + num_tokens):
                     self.cache.release(sequence)
                     return
                 plan.add(sequence, num_tokens)
+            self._count_cached(sequence, found)
             sequence.parent = None
             self.waiting.remove(sequence)
             sequence.state = State.RUNNING
@@ -183,12 +190,19 @@ class Scheduler:
         parent = sequence.parent
         return parent is not None and parent.state is not State.FINISHED and parent.num_output == 0
 
-    def _look_up_prefix(self, sequence: Sequence) -> None:
-        if sequence.request.params.prompt_logprobs is not None and sequence.num_output == 0:
-            return  # every prompt position must be computed to be seen
-        sequence.num_cached = self.cache.match_prefix(sequence)
-        self.statistics.prefix_queries += len(sequence.token_ids)
-        self.statistics.prefix_hits += sequence.num_cached
+    def _look_up_prefix(self, sequence: Sequence) -> int | None:
+        """Tokens found in the cache; None when nothing was looked for."""
+        reports = sequence.request.params.prompt_logprobs is not None and sequence.num_output == 0
+        if reports or not self.cache.prefix_caching:  # every prompt position must be computed to be seen
+            return None
+        return self.cache.match_prefix(sequence)
+
+    def _count_cached(self, sequence: Sequence, found: int | None) -> None:
+        """At the first admission only: what a preempted sequence finds of its own was nobody's saving."""
+        if sequence.num_cached is None:
+            sequence.num_cached = found or 0
+            self.statistics.prefix_queries += 0 if found is None else len(sequence.token_ids)
+            self.statistics.prefix_hits += found or 0
 
     def _preempt(self, sequence: Sequence, plan: Plan) -> None:
         assert sequence not in plan.parts  # victims come after everybody who was planned

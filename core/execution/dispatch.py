@@ -63,7 +63,14 @@ def resolve_attention(platform: Platform, device: Device, spec: AttentionSpec, l
     except UnsupportedShape as error:
         own, reason = None, str(error)
     return _choose(
-        platform, "attention", Attention, own, lambda: ReferenceAttention(spec), ledger, _describe(spec), reason
+        platform,
+        "attention",
+        Attention,
+        own,
+        lambda: ReferenceAttention(spec),
+        ledger,
+        _describe(spec),
+        reason,
     )
 
 
@@ -99,8 +106,8 @@ def _choose(
         return fallback()
     if not isinstance(own, contract):
         raise ContractViolation(
-            f"platform {platform.name}: {what}() returned a {type(own).__name__}; expected None or a subclass of "
-            f"{contract.__module__}.{contract.__name__}"
+            f"platform {platform.name}: {what}() returned a {type(own).__name__}; "
+            f"expected None or a subclass of {contract.__module__}.{contract.__name__}"
         )
     ledger.record(what, platform.name, detail)
     return own
@@ -114,9 +121,11 @@ def _check_offer(platform: Platform, offered: Mapping[str, Any]) -> None:
             hint = f"did you mean {close[0]}?" if close else f"declared: {', '.join(reference.KERNELS)}"
             problems.append(f"{name} is not a declared kernel; {hint}")
         elif not isinstance(version, Implementation):
-            problems.append(f"{name} is a {type(version).__name__}; expected core.contracts.kernels.Implementation")
+            expected = f"{Implementation.__module__}.{Implementation.__name__}"
+            problems.append(f"{name} is a {type(version).__name__}; expected {expected}")
     if problems:
-        raise ContractViolation(f"platform {platform.name} offers kernels that break the contract: {'; '.join(problems)}")
+        listed = "; ".join(problems)
+        raise ContractViolation(f"platform {platform.name} offers kernels that break the contract: {listed}")
 
 
 def _composition(kernel: Kernel, providers: Mapping[str, str]) -> str:
@@ -129,14 +138,16 @@ def _check_capabilities(platform: Platform, capabilities: Capabilities, spec: At
         raise UnsupportedShape(f"head_dim is {spec.head_dim}; platform {platform.name} accepts {accepted}")
     if spec.sliding_window is not None and "sliding_window" not in capabilities.features:
         raise UnsupportedShape(
-            f"a layer has a sliding window of {spec.sliding_window} tokens; platform {platform.name} attends to "
-            f"everything before a token only (features: {', '.join(sorted(capabilities.features)) or 'none'})"
+            f"a layer has a sliding window of {spec.sliding_window} tokens; platform {platform.name} has no "
+            f"sliding_window among its features ({', '.join(sorted(capabilities.features)) or 'none'})"
         )
     if spec.block_size not in capabilities.block_sizes:
         accepted = ", ".join(map(str, capabilities.block_sizes))
-        raise UnsupportedShape(f"block_size is {spec.block_size}; platform {platform.name} accepts {accepted}")
+        raise UnsupportedShape(
+            f"block_size is {spec.block_size}; platform {platform.name} accepts {accepted}"
+        )
 
 
 def _describe(spec: AttentionSpec) -> str:
-    heads = f"{spec.num_heads} heads of {spec.head_dim}, {spec.num_kv_heads} for keys and values"
-    return f"{heads}, {'full' if spec.sliding_window is None else f'window {spec.sliding_window}'}"
+    seen = "full" if spec.sliding_window is None else f"window {spec.sliding_window}"
+    return f"{spec.num_heads} heads of {spec.head_dim}, {spec.num_kv_heads} for keys and values, {seen}"

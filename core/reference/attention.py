@@ -1,8 +1,8 @@
 """Paged attention in plain torch: exact softmax in float32.
 
 Decodes of a step are gathered, padded to the longest, and multiplied together; prompts go one by one. What a
-sequence must not see (other blocks, slots not written yet, blocks that a window left behind) is never gathered:
-padding repeats the sequence's own newest slot and is masked.
+sequence must not see (other blocks, slots not written yet, blocks that a window left behind) is never
+gathered: padding repeats the sequence's own newest slot and is masked.
 """
 
 from collections.abc import Iterator
@@ -57,7 +57,9 @@ class ReferenceAttention(Attention):
         output = torch.zeros(query.shape, dtype=query.dtype, device=query.device)
         keys, values = self._tokens(cache.keys), self._tokens(cache.values)
         for part in plan.parts:
-            output[part.rows] = self._attend(query[part.rows], keys[part.slots], values[part.slots], part.hidden)
+            output[part.rows] = self._attend(
+                query[part.rows], keys[part.slots], values[part.slots], part.hidden
+            )
         return output
 
     def _tokens(self, storage: Tensor) -> Tensor:
@@ -72,7 +74,7 @@ class ReferenceAttention(Attention):
         rows = grouped.permute(0, 2, 3, 1, 4).reshape(batch, spec.num_kv_heads, group * count, spec.head_dim)
         scores = rows @ keys.float().permute(0, 2, 3, 1)  # [B, Hkv, G * Q, L]
         scores = scores.mul_(spec.scale).view(batch, spec.num_kv_heads, group, count, width)
-        weights = torch.softmax(scores.masked_fill_(hidden, -torch.inf), dim=-1).view(rows.shape[:-1] + (width,))
+        weights = torch.softmax(scores.masked_fill_(hidden, -torch.inf), dim=-1).view(*rows.shape[:-1], width)
         attended = (weights @ values.float().transpose(1, 2)).view(batch, spec.num_kv_heads, group, count, -1)
         return attended.permute(0, 3, 1, 2, 4).reshape(query.shape).to(query.dtype)
 
@@ -84,14 +86,19 @@ class ReferenceAttention(Attention):
             count = batch.query_lens[i]
             step = max(1, _MAX_SCORES // (self.spec.num_heads * batch.lengths[i]))
             for offset in range(0, count, step):
-                yield self._part(batch, slice(i, i + 1), offset, min(step, count - offset), starts[i] + offset)
+                yield self._part(
+                    batch, slice(i, i + 1), offset, min(step, count - offset), starts[i] + offset
+                )
 
     def _decode_runs(self, batch: AttentionBatch) -> Iterator[tuple[int, int]]:
         """Decodes that are attended to together: neighbours whose padded keys stay within bounds."""
         first = longest = 0
         for i in range(batch.num_decodes):
             longest = max(longest, batch.lengths[i])
-            if i > first and longest * (i + 1 - first) * self.spec.num_kv_heads * self.spec.head_dim > _MAX_SCORES:
+            if (
+                i > first
+                and longest * (i + 1 - first) * self.spec.num_kv_heads * self.spec.head_dim > _MAX_SCORES
+            ):
                 yield first, i
                 first, longest = i, batch.lengths[i]
         if first < batch.num_decodes:
@@ -100,7 +107,9 @@ class ReferenceAttention(Attention):
     def _part(self, batch: AttentionBatch, sequences: slice, offset: int, count: int, row: int) -> _Part:
         """`count` new tokens of each of these sequences, from its new token `offset` on."""
         device, size, window = batch.block_tables.device, self.spec.block_size, self.spec.sliding_window
-        context = [n - q + offset for n, q in zip(batch.lengths[sequences], batch.query_lens[sequences], strict=True)]
+        context = [
+            n - q + offset for n, q in zip(batch.lengths[sequences], batch.query_lens[sequences], strict=True)
+        ]
         oldest = [0 if window is None else max(0, before - window + 1) for before in context]
         width = max(before + count - start for before, start in zip(context, oldest, strict=True))
         newest = torch.tensor(context, device=device)[:, None] + torch.arange(count, device=device)  # [B, Q]

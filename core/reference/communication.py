@@ -23,7 +23,9 @@ def connect(group: Group) -> Communication:
     Raises ConfigError for an impossible group, PlatformError when the ranks do not meet.
     """
     if not 0 <= group.rank < group.size:
-        raise ConfigError(f"rank {group.rank} is outside a group of {group.size}; ranks count from 0", setting="rank")
+        raise ConfigError(
+            f"rank {group.rank} is outside a group of {group.size}; ranks count from 0", setting="rank"
+        )
     return AloneCommunication(group) if group.size == 1 else GlooCommunication(group)
 
 
@@ -69,7 +71,7 @@ class GlooCommunication(Communication):
 
     def __init__(self, group: Group) -> None:
         self.group = group
-        self._gloo = _meet(group)
+        self._gloo: Any = _meet(group)
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
         host = _host(tensor)
@@ -115,7 +117,7 @@ class GlooCommunication(Communication):
     def _check_divisible(self, tensor: Tensor) -> None:
         if tensor.dim() == 0 or tensor.shape[0] % self.group.size:
             raise UnsupportedShape(
-                f"a tensor of shape {list(tensor.shape)} has no {self.group.size} equal slices for as many ranks; "
+                f"a tensor of shape {list(tensor.shape)} has no {self.group.size} equal slices, one a rank; "
                 f"its first axis must be a multiple of {self.group.size}"
             )
 
@@ -126,7 +128,7 @@ def _host(tensor: Tensor) -> Tensor:
 
 def _meet(group: Group) -> Any:
     """The connected gloo group; torch declares no types for its collectives."""
-    from torch.distributed import ProcessGroupGloo, TCPStore
+    from torch.distributed import ProcessGroupGloo, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
     match = re.fullmatch(r"tcp://\[?([^\]/]+)\]?:(\d{1,5})", group.address)
     if match is None:

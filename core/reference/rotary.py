@@ -31,7 +31,7 @@ def _cases(dtype: str, seed: int) -> Iterator[Case]:
         angles = inputs.integers(4096, rows, 1) * 10000.0 ** -torch.linspace(0, 1, rotary_dim // 2)
         # As layers make them: views into one stacked projection.
         stacked = inputs.normal(rows, (heads + 2 * kv_heads) * head_dim)
-        query, key, _ = stacked.split([n * head_dim for n in (heads, kv_heads, kv_heads)], dim=-1)
+        query, key, _ = stacked.tensor_split([heads * head_dim, (heads + kv_heads) * head_dim], dim=-1)
         yield Case(
             name=f"{rows}x{heads}/{kv_heads}x{head_dim}, {rotary_dim} rotated",
             arguments=(

@@ -39,10 +39,14 @@ def sample(
     limited = ((top_k > 0) & (top_k < logits.shape[1])) | (top_p < 1) | (min_p > 0)
     tokens = torch.empty_like(top_k)
     at_once = max(1, _AT_ONCE // logits.shape[1])
-    for wanted, choose in ((greedy, _greedy), (~greedy & ~limited, _unlimited), (~greedy & limited, _limited)):
-        if not bool(wanted.any()):
-            continue
-        for rows in wanted.nonzero()[:, 0].split(at_once):
+    for wanted, choose in (
+        (greedy, _greedy),
+        (~greedy & ~limited, _unlimited),
+        (~greedy & limited, _limited),
+    ):
+        found = wanted.nonzero()[:, 0]
+        for first in range(0, len(found), at_once):
+            rows = found[first : first + at_once]
             limits = _Limits(temperature[rows], top_k[rows], top_p[rows], min_p[rows], uniform[rows])
             tokens[rows] = choose(logits.index_select(0, rows), limits)
     return tokens
@@ -68,7 +72,9 @@ class _Limits:
     uniform: Tensor
 
     def of(self, rows: Tensor) -> "_Limits":
-        return _Limits(self.temperature[rows], self.top_k[rows], self.top_p[rows], self.min_p[rows], self.uniform[rows])
+        return _Limits(
+            self.temperature[rows], self.top_k[rows], self.top_p[rows], self.min_p[rows], self.uniform[rows]
+        )
 
 
 def _probabilities(logits: Tensor, temperature: Tensor) -> Tensor:
@@ -86,7 +92,7 @@ def _chunks(probabilities: Tensor) -> Tensor:
 
 
 def _invert(mass: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """mass [R, M] float64, uniform [R] -> (the element in which that share of the mass falls, where within it).
+    """mass [R, M] float64, uniform [R] -> (element in which that share of the mass falls, where within it).
 
     The element has mass: target lies strictly below the total, and equals the sum before it or exceeds it.
     """
@@ -126,7 +132,7 @@ def _limited(logits: Tensor, limits: _Limits) -> Tensor:
 
 
 def _among(probabilities: Tensor, count: int, limits: _Limits) -> tuple[Tensor, Tensor]:
-    """Sample among the `count` likeliest tokens: (tokens [R], whether the kept ones are certain to be among them)."""
+    """Sample among the `count` likeliest: (tokens [R], whether all that are kept are certain to be among them)."""
     values, ids, known = _descending(probabilities, count)
     ranks = torch.arange(count, device=ids.device)
     last = torch.where(limits.top_k > 0, limits.top_k, probabilities.shape[1])
@@ -144,9 +150,9 @@ def _among(probabilities: Tensor, count: int, limits: _Limits) -> tuple[Tensor, 
 
 
 def _descending(probabilities: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The `count` likeliest: (values [R, count], ids [R, count], how many of each row are known to be first [R]).
+    """The `count` likeliest: (values [R, count], ids [R, count], how many of a row are known to be first [R]).
 
-    Where the last candidate ties with tokens left out, which of them came in is arbitrary; those are not known.
+    Where the last candidate ties with tokens left out, which of them came in is arbitrary: not known.
     """
     if count == probabilities.shape[1]:
         values, ids = probabilities.sort(dim=-1, descending=True, stable=True)

@@ -39,11 +39,15 @@ def cases(dtype: str, seed: int) -> Iterator[Case]:
     yield _case("a vocabulary of one token", logits(len(_MIXED), 1), _MIXED)
     yield _case("every kind of row", logits(len(_MIXED), 1000), _MIXED)
     yield _case("flat distributions over a large vocabulary", logits(len(_MIXED), 32001, 0.1), _MIXED)
-    yield _case("ties, as logits rounded to bfloat16 have", (logits(len(_MIXED), 5000) * 2).round() / 2, _MIXED)
+    yield _case(
+        "ties, as logits rounded to bfloat16 have", (logits(len(_MIXED), 5000) * 2).round() / 2, _MIXED
+    )
     allowed = torch.full((len(_MIXED), 777), -torch.inf)
     allowed[:, [5, 300, 776]] = torch.tensor([1.0, 2.0, 1.0])
     yield _case("nearly every token forbidden", allowed, _MIXED)
-    yield _case("unlimited, at both ends", logits(2, 1000), ((1.0, 0, 1.0, 0.0, 0.0), (1.0, 0, 1.0, 0.0, ALMOST_ONE)))
+    yield _case(
+        "unlimited, at both ends", logits(2, 1000), ((1.0, 0, 1.0, 0.0, 0.0), (1.0, 0, 1.0, 0.0, ALMOST_ONE))
+    )
 
 
 def _case(name: str, logits: Tensor, rows: Sequence[Row]) -> Case:

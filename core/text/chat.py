@@ -9,7 +9,7 @@ import re
 import secrets
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import Any, NoReturn, cast
 
 from jinja2 import TemplateError, nodes
 from jinja2.ext import Extension, loopcontrols
@@ -17,9 +17,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from core.errors import ModelError, RequestError
-
-if TYPE_CHECKING:
-    from core.text.tokenizer import Tokenizer
+from core.text.tokenizer import Tokenizer, check_text
 
 MAX_RENDERED_CHARACTERS = 16_000_000
 
@@ -65,7 +63,7 @@ class ChatTemplate:
     def encode(
         self,
         messages: Sequence[Mapping[str, Any]],
-        tokenizer: "Tokenizer",
+        tokenizer: Tokenizer,
         *,
         add_generation_prompt: bool = True,
         **arguments: Any,
@@ -78,6 +76,7 @@ class ChatTemplate:
         swapped = [swap.message(message) for message in check_messages(messages)]
         rendered = self._render(swapped, add_generation_prompt, swap.value(arguments))
         text, ranges = swap.restore(rendered)
+        check_text(text, "messages")
         return tokenizer.encode_guarded(text, ranges)
 
     def _render(

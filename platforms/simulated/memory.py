@@ -1,0 +1,65 @@
+"""Memory with a cap and an alignment, in which whatever nobody has written is poison."""
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from core.contracts.attention import LayerCache
+from core.contracts.memory import Memory, MemoryStatistics
+from core.contracts.platform import Device
+from core.errors import ContractViolation, OutOfDeviceMemory
+from core.reference.memory import HostMemory
+from platforms.simulated.options import Options
+
+
+class StrictMemory(Memory):
+    """Host memory under `options.memory` bytes. Poison is NaN, or the largest integer."""
+
+    def __init__(self, device: Device, options: Options) -> None:
+        self._host = HostMemory(device.torch_device, limit_bytes=options.memory)
+        self._options = options
+        self.num_allocations = 0
+
+    def statistics(self) -> MemoryStatistics:
+        return self._host.statistics()
+
+    def allocate(self, shape: tuple[int, ...], dtype: str) -> Tensor:
+        size = math.prod(shape) * getattr(torch, dtype).itemsize
+        if size % self._options.alignment:
+            raise ContractViolation(
+                f"simulated: an allocation of {list(shape)} {dtype} is {size} bytes, "
+                f"not a multiple of {self._options.alignment}"
+            )
+        if self._options.oom_after is not None and self.num_allocations >= self._options.oom_after:
+            raise OutOfDeviceMemory(f"simulated: allocation {self.num_allocations + 1} fails (oom_after)")
+        tensor = self._host.allocate(shape, dtype)
+        self.num_allocations += 1
+        return tensor.fill_(math.nan if tensor.is_floating_point() else torch.iinfo(tensor.dtype).max)
+
+    def copy_blocks(self, caches: Sequence[LayerCache], pairs: Sequence[tuple[int, int]]) -> None:
+        sources, destinations = {source for source, _ in pairs}, [destination for _, destination in pairs]
+        if len(set(destinations)) < len(destinations) or sources & set(destinations):
+            raise ContractViolation(
+                f"simulated: copies {list(pairs)} write a block twice, or one that they read"
+            )
+        _check_blocks("copied", caches, [*sources, *destinations])
+        self._host.copy_blocks(caches, pairs)
+
+    def discard_blocks(self, caches: Sequence[LayerCache], blocks: Sequence[int]) -> None:
+        _check_blocks("discarded", caches, blocks)
+        index = torch.tensor(list(blocks), dtype=torch.int64)
+        for cache in caches:
+            for storage in (cache.keys, cache.values):
+                storage.index_fill_(cache.block_axis, index.to(storage.device), math.nan)
+
+
+def _check_blocks(verb: str, caches: Sequence[LayerCache], blocks: Iterable[int]) -> None:
+    for cache in caches:
+        count = cache.keys.shape[cache.block_axis]
+        bad = [block for block in blocks if not 0 < block < count]
+        if bad:
+            raise ContractViolation(
+                f"simulated: block {bad[0]} is {verb}; blocks 1 to {count - 1} are sequences', 0 is nobody's"
+            )
