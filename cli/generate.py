@@ -27,7 +27,9 @@ MAX_TOKENS = 128
 )
 def generate(
     prompt: Annotated[str | None, typer.Argument(help="Text to continue; - reads standard input.")] = None,
-    stream: Annotated[bool, typer.Option(help="Show text while it is generated.")] = True,
+    stream: Annotated[
+        bool, typer.Option(help="Show text while it is generated, if one answer is asked for.")
+    ] = True,
     echo: Annotated[
         bool | None,
         typer.Option(help="Show the prompt before its continuation.", show_default="on a terminal"),

@@ -25,7 +25,8 @@ class SamplingParams:
                         those at least min_p times as likely as the likeliest
     seed                the same seed gives the same tokens, alone and in a batch
     max_tokens          new tokens at most; None: as many as the context holds
-    min_tokens          end-of-sequence and stop tokens are impossible before this many
+    min_tokens          end-of-sequence and stop tokens are impossible before this many; stop strings are looked
+                        for in the text after them
     stop                strings (or one string) that end the answer; not part of it unless include_stop_str_in_output
     stop_token_ids      token ids that end the answer
     ignore_eos          the model's end-of-sequence token is an ordinary token

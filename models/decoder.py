@@ -59,7 +59,7 @@ class Decoder:
         self.head = parts.kernels.linear(head, None)
         inverse = frequencies(settings.rotary)
         if weights.has("rope_freqs.weight"):  # GGUF carries Llama 3's scaling as divisors
-            inverse = inverse / weights.take("rope_freqs.weight", inverse.shape[0]).float().cpu()
+            inverse = inverse / weights.take("rope_freqs.weight", inverse.shape[0], dtype="float32").cpu()
         self.rotary = RotaryTable(inverse, description.context, self.embedding.weight.dtype, parts.torch_device)
 
     def forward(self, inputs: StepInputs) -> Tensor:

@@ -44,8 +44,8 @@ def model(server: ThreadedServer) -> Path:
 
 
 @asynccontextmanager
-async def started(model: Path, **more: Any) -> AsyncIterator[AsyncEngine]:
-    engine = await AsyncEngine.start(EngineConfig(**engine_keywords(model)), **more)
+async def started(model: Path, platform: str = "cpu", **more: Any) -> AsyncIterator[AsyncEngine]:
+    engine = await AsyncEngine.start(EngineConfig(**engine_keywords(model, platform=platform)), **more)
     try:
         yield engine
     finally:
@@ -255,6 +255,35 @@ def test_a_killed_engine_ends_every_iterator_within_a_second(model: Path) -> Non
             return elapsed
 
     assert asyncio.run(scenario()) < 1.0
+
+
+def test_a_failing_step_ends_every_iterator_with_what_failed(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLM_SIMULATED", "fail_kernel=rms_norm@40")
+
+    async def scenario() -> list[Any]:
+        async with started(model, platform="simulated") as engine:
+            waiting = [last(engine.generate(f"Once {i}", LONG)) for i in range(3)]
+            return await asyncio.gather(*waiting, return_exceptions=True)
+
+    for outcome in asyncio.run(scenario()):
+        assert isinstance(outcome, EngineDead)
+        assert "rms_norm" in str(outcome)
+
+
+def test_an_engine_that_hangs_is_killed_when_it_is_closed(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLM_SIMULATED", "hang_step=2")
+    monkeypatch.setattr("core.engine.link.SHUTDOWN_S", 0.5)
+
+    async def scenario() -> int:
+        async with started(model, platform="simulated") as engine:
+            await begun(engine)
+            return engine.pid
+
+    assert not psutil.pid_exists(asyncio.run(scenario()))
 
 
 def test_closing_ends_iterators_and_leaves_nothing_behind(model: Path) -> None:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,10 +24,11 @@ from live_server import PATIENCE_S, engine_keywords, gone, wait_for
 from core.config import EngineConfig
 from core.engine import messages as m
 from core.engine.request import Request
-from core.errors import BadCheckpoint, ConfigError, CoreError, EngineError, RequestTooLong
+from core.errors import BadCheckpoint, ConfigError, CoreError, EngineError, RequestError, RequestTooLong
 from core.sampling_params import SamplingParams
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
+FOREVER = GREEDY.with_(max_tokens=None)
 
 
 class Peer:
@@ -41,7 +43,11 @@ class Peer:
             self.socket.send(m.encode(message))
 
     def receive(self) -> m.FromEngine:
-        assert self.socket.poll(int(PATIENCE_S * 1000)), "the engine says nothing"
+        """The next message; fails when the engine is gone, or says nothing for long."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not self.socket.poll(100):
+            assert self.process.poll() is None, f"the engine ended with {self.process.returncode}"
+            assert time.monotonic() < deadline, "the engine says nothing"
         return m.decode_from_engine(self.socket.recv())
 
     def answer(self, request_id: str) -> list[int]:
@@ -54,6 +60,12 @@ class Peer:
                     token_ids += delta.token_ids
                     if delta.finish_reason is not None:
                         return token_ids
+
+    def num_unfinished(self) -> int:
+        self.send(m.AskStatistics())
+        while not isinstance(message := self.receive(), m.Statistics):
+            pass
+        return message.statistics.num_running + message.statistics.num_waiting
 
 
 @contextmanager
@@ -86,6 +98,13 @@ def ready_engine(model: Path, **keywords: Any) -> Iterator[Peer]:
         yield peer
 
 
+@pytest.fixture(scope="module")
+def peer(tiny_model: Callable[..., Path]) -> Iterator[Peer]:
+    """An engine that is still there after each test that uses it."""
+    with ready_engine(tiny_model("llama", max_position_embeddings=8192)) as ready:
+        yield ready
+
+
 def request(request_id: str, *token_ids: int, params: SamplingParams = GREEDY) -> m.AddRequest:
     prompt = list(token_ids) or [5, 6, 7]
     return m.AddRequest(Request(request_id=request_id, prompt_token_ids=prompt, params=params))
@@ -111,48 +130,57 @@ def test_it_answers_and_stops_when_it_is_told_to(tiny_llama: Path) -> None:
         assert peer.process.wait(PATIENCE_S) == 0
 
 
-def test_requests_can_be_aborted_and_single_answers_stopped(tiny_llama: Path) -> None:
-    forever = GREEDY.with_(max_tokens=None, n=2)
-    with ready_engine(tiny_llama) as peer:
-        peer.send(
-            request("a", params=forever), m.Stop([("a", 1)]), m.AskStatistics(), m.Abort(["a", "unknown"])
-        )
-        message = peer.receive()
-        while not isinstance(message, m.Statistics):
-            message = peer.receive()
-        assert message.statistics.num_running + message.statistics.num_waiting == 1
+def test_requests_can_be_aborted_and_single_answers_stopped(peer: Peer) -> None:
+    peer.send(request("pair", params=FOREVER.with_(n=2)), m.Stop([("pair", 1)]))
+    assert peer.num_unfinished() == 1
 
-        peer.send(m.AskStatistics())
-        while not isinstance(message := peer.receive(), m.Statistics):
-            assert isinstance(message, m.Deltas)
-        assert message.statistics.num_running + message.statistics.num_waiting == 0
+    peer.send(m.Abort(["pair", "unknown"]))
+    assert peer.num_unfinished() == 0
 
 
-def test_a_request_that_the_engine_refuses_is_named_and_the_rest_goes_on(tiny_llama: Path) -> None:
-    with ready_engine(tiny_llama) as peer:
-        peer.send(request("a", params=GREEDY.with_(max_tokens=None)), request("a"))
-        message = peer.receive()
-        while not isinstance(message, m.Failed):
-            message = peer.receive()
+def test_a_request_that_the_engine_refuses_is_named_and_the_rest_goes_on(peer: Peer) -> None:
+    peer.send(request("twice", params=FOREVER), request("twice"))
+    while not isinstance(message := peer.receive(), m.Failed):
+        pass
 
-        assert (message.request_id, message.error) == ("a", "RequestError")
-        assert isinstance(m.raised_again(message), CoreError)
-        peer.send(request("b"))
-        assert len(peer.answer("b")) == 8
+    assert (message.request_id, message.error) == ("twice", "RequestError")
+    assert isinstance(m.raised_again(message), RequestError)
+    peer.send(m.Abort(["twice"]), request("next"))
+    assert len(peer.answer("next")) == 8
 
 
-def test_bytes_that_are_no_message_run_nothing_and_stop_nothing(tiny_llama: Path, tmp_path: Path) -> None:
+def test_bytes_that_are_no_message_run_nothing_and_stop_nothing(peer: Peer, tmp_path: Path) -> None:
     class Trap:
         def __reduce__(self) -> tuple[Any, ...]:
             return os.mkdir, (str(tmp_path / "sprung"),)
 
-    with ready_engine(tiny_llama) as peer:
-        for raw in (pickle.dumps(Trap()), b"", b"\xff" * 100, msgspec.msgpack.encode({"type": "Ready"})):
-            peer.socket.send(raw)
-        peer.send(request("a"))
+    for raw in (pickle.dumps(Trap()), b"", b"\xff" * 100, msgspec.msgpack.encode({"type": "Ready"})):
+        peer.socket.send(raw)
+    peer.send(request("after"))
 
-        assert len(peer.answer("a")) == 8
+    assert len(peer.answer("after")) == 8
     assert not (tmp_path / "sprung").exists()
+
+
+def test_the_keyboards_interrupt_is_left_to_the_parent(peer: Peer) -> None:
+    peer.process.send_signal(signal.SIGINT)
+    peer.send(request("interrupted"))
+
+    assert len(peer.answer("interrupted")) == 8
+
+
+def test_a_step_that_fails_is_told_of_and_ends_the_process_with_code_1(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLM_SIMULATED", "fail_kernel=rms_norm@20")
+    with ready_engine(tiny_llama, platform="simulated") as peer:
+        peer.send(request("doomed", params=FOREVER))
+        while isinstance(message := peer.receive(), m.Deltas):
+            pass
+
+        assert isinstance(message, m.EngineFailed)
+        assert "rms_norm" in message.message
+        assert peer.process.wait(PATIENCE_S) == 1
 
 
 def test_what_cannot_be_built_is_said_and_the_exit_code_is_1(tiny_llama: Path) -> None:
@@ -163,14 +191,6 @@ def test_what_cannot_be_built_is_said_and_the_exit_code_is_1(tiny_llama: Path) -
         assert isinstance(failed, m.Failed)
         assert failed.error == "NoPlatform" and "abacus" in failed.message
         assert peer.process.wait(PATIENCE_S) == 1
-
-
-def test_the_keyboards_interrupt_is_left_to_the_parent(tiny_llama: Path) -> None:
-    with ready_engine(tiny_llama) as peer:
-        peer.process.send_signal(signal.SIGINT)
-        peer.send(request("a"))
-
-        assert len(peer.answer("a")) == 8
 
 
 @pytest.mark.parametrize("busy", [False, True])

@@ -1,4 +1,4 @@
-"""Every platform's version of every kernel, on every declared case, against the reference, and the reference."""
+"""Every platform's version of every kernel on every declared case, against the reference and its own oracles."""
 
 import dataclasses
 from collections.abc import Callable, Iterator

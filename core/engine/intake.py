@@ -81,6 +81,12 @@ class Intake:
         self._check_ids(params.logit_bias, "logit_bias")
         if params.stop and self.tokenizer is None:
             raise RequestError("stop strings need a tokenizer; use stop_token_ids instead", parameter="stop")
+        stops = {*params.stop_token_ids, *(() if params.ignore_eos else self.info.eos_token_ids)}
+        if params.min_tokens > 0 and len(stops) >= self.info.vocab_size:
+            raise RequestError(
+                f"min_tokens is {params.min_tokens} and every token is one that stops; no token is left to choose",
+                parameter="min_tokens",
+            )
         if isinstance(priority, bool) or not isinstance(priority, int):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise RequestError(f"priority must be a whole number, not {priority!r}", parameter="priority")
         return Request(

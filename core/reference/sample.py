@@ -132,7 +132,7 @@ def _limited(logits: Tensor, limits: _Limits) -> Tensor:
 
 
 def _among(probabilities: Tensor, count: int, limits: _Limits) -> tuple[Tensor, Tensor]:
-    """Sample among the `count` likeliest: (tokens [R], whether all that are kept are certain to be among them)."""
+    """Sample among the `count` likeliest: (tokens [R], whether all kept ones are surely among them)."""
     values, ids, known = _descending(probabilities, count)
     ranks = torch.arange(count, device=ids.device)
     last = torch.where(limits.top_k > 0, limits.top_k, probabilities.shape[1])
@@ -150,7 +150,7 @@ def _among(probabilities: Tensor, count: int, limits: _Limits) -> tuple[Tensor, 
 
 
 def _descending(probabilities: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The `count` likeliest: (values [R, count], ids [R, count], how many of a row are known to be first [R]).
+    """The `count` likeliest: (values [R, count], ids [R, count], how many of a row are surely first [R]).
 
     Where the last candidate ties with tokens left out, which of them came in is arbitrary: not known.
     """

@@ -1,12 +1,12 @@
 """Text in, tokens out, and back.
 
-    tokenizer.py       Tokenizer: one type for every model; load_tokenizer: from a folder or a .gguf file
+    tokenizer.py         Tokenizer: one type for every model; load_tokenizer: from a folder or a .gguf file
     folder_tokenizer.py  the tokenizer of a model folder
-    gguf_tokenizer.py  the tokenizer inside a GGUF file
-    pretokenizers.py   how each family cuts text before merging, by the names that GGUF uses
-    spelling.py        what each token spells, in bytes
-    detokenizer.py     tokens to text as they arrive; stop strings that never leak
-    chat.py            conversations through a model's chat template, in a sandbox
+    gguf_tokenizer.py    the tokenizer inside a GGUF file
+    pretokenizers.py     how each family cuts text before merging, by the names that GGUF uses
+    spelling.py          what each token spells, in bytes
+    detokenizer.py       tokens to text as they arrive; stop strings that never leak
+    chat.py              conversations through a model's chat template, in a sandbox
 
 Imports no torch. Everything but Detokenizer and StopChecker may be used from several threads at once.
 """

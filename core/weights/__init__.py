@@ -6,6 +6,7 @@
     safetensors.py  checkpoints of safetensors files, whole or sharded
     gguf.py         checkpoints of one GGUF file, under the names a safetensors folder would have
     gguf_file.py    the GGUF container: header, metadata, tensor table
+    mapped.py       a file as tensors, without copying it
     dequantize.py   GGUF's quantised blocks -> tensors
     loader.py       the Weights that a model builds itself from
 

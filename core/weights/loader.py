@@ -34,20 +34,21 @@ class CheckpointWeights:
         """Whether the checkpoint holds this weight."""
         return name in self._names
 
-    def take(self, name: str, *shape: int) -> Tensor:
-        """The weight of this name, in the model's dtype, on the device.
+    def take(self, name: str, *shape: int, dtype: str | None = None) -> Tensor:
+        """The weight of this name, on the device, in the model's dtype unless another is named.
 
         One that is missing or misshaped is noted for `finish`, and stands in as undefined memory.
         """
+        wanted = self._dtype if dtype is None else getattr(torch, dtype)
         if name not in self._names:
             self._missing.append(name)
-            return torch.empty(shape, dtype=self._dtype, device=self._device)
+            return torch.empty(shape, dtype=wanted, device=self._device)
         self._taken.add(name)
         found = self._checkpoint.shape(name)
         if found != shape:
             self._misshaped.append(f"{name} is {list(found)}, expected {list(shape)}")
-            return torch.empty(shape, dtype=self._dtype, device=self._device)
-        return self._checkpoint.read(name, self._dtype).to(self._device)
+            return torch.empty(shape, dtype=wanted, device=self._device)
+        return self._checkpoint.read(name, wanted).to(self._device)
 
     def finish(self) -> None:
         """Raises BadCheckpoint with everything missing, misshaped and left over, if anything is."""

@@ -90,5 +90,5 @@ class StrictAttention(Attention):
             ):
                 raise ContractViolation(
                     f"simulated: sequence {i} reads position {position} from slot {offset} of block {block}, "
-                    f"which was discarded or never written (layer {plan.num_layers - 1} of those with this spec)"
+                    f"which was discarded or never written (layer {plan.num_layers - 1} of its spec)"
                 )
