@@ -84,8 +84,14 @@ def latency(
             runs.append(measure.measure(llm, batch, temperature=temperature, name=f"batch-{index}"))
         status.clear()
         measured = runs[warmup:]
+        requests = sum(len(run.timings) for run in measured)
         batches = measure.summary([run.seconds for run in measured])
-        figures = {"batch_size": batch_size, "iterations": len(measured), "batch_latency_ms": batches}
+        figures = {
+            "batch_size": batch_size,
+            "iterations": len(measured),
+            "requests": requests,
+            "batch_latency_ms": batches,
+        }
         _report(llm, {**figures, **measure.latencies(measured)}, json)
 
 
@@ -108,7 +114,7 @@ def _report(llm: "LLM", figures: dict[str, Any], json: Path | None) -> None:
         if str(json) == "-":
             return
     rows = [
-        (_words(name), f"{value:,.2f}") for name, value in figures.items() if isinstance(value, float | int)
+        (_words(name), _number(value)) for name, value in figures.items() if isinstance(value, float | int)
     ]
     title = f"{info.model} on {info.platform} ({info.device}), {info.dtype}"
     write_table(title, ("measure", "value"), rows)
@@ -119,6 +125,10 @@ def _report(llm: "LLM", figures: dict[str, Any], json: Path | None) -> None:
 
 def _time_row(name: str, value: dict[str, float]) -> list[str]:
     return [_words(name.removesuffix("_ms")), *(f"{figure:,.2f}" for figure in value.values())]
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.2f}"
 
 
 def _words(name: str) -> str:

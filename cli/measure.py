@@ -78,6 +78,7 @@ def throughput(run: Run) -> dict[str, Any]:
     prompt_tokens = sum(timing.num_prompt for timing in run.timings)
     output_tokens = sum(len(timing.tokens) for timing in run.timings)
     return {
+        "requests": len(run.timings),
         "prompt_tokens": prompt_tokens,
         "output_tokens": output_tokens,
         "seconds": run.seconds,
@@ -93,7 +94,6 @@ def latencies(runs: Sequence[Run]) -> dict[str, Any]:
     timings = [timing for run in runs for timing in run.timings]
     per_token = [timing.per_token for timing in timings if timing.per_token is not None]
     return {
-        "requests": len(timings),
         "time_to_first_token_ms": summary([timing.first for timing in timings]),
         "time_per_output_token_ms": summary(per_token),
         "request_latency_ms": summary([timing.tokens[-1] for timing in timings]),

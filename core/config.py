@@ -4,6 +4,7 @@
 it into `Settings`, in which every value is concrete, using what the model and the platform say.
 """
 
+import os
 import re
 from dataclasses import dataclass, fields
 from typing import Any
@@ -79,6 +80,7 @@ class EngineConfig:
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
+        self._check_texts_and_switches()
         for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
@@ -89,13 +91,32 @@ class EngineConfig:
         _one_of("scheduling_policy", self.scheduling_policy, POLICIES)
         _one_of("generation_config", self.generation_config, ("auto", "core"))
         if self.kv_cache_memory is not None:
-            object.__setattr__(self, "kv_cache_memory", parse_bytes(self.kv_cache_memory, "kv_cache_memory"))
+            memory = parse_bytes(self.kv_cache_memory, "kv_cache_memory")
+            if memory == 0:
+                raise ConfigError(
+                    f"kv_cache_memory is {self.kv_cache_memory!r}; more than 0 is needed, or leave it out",
+                    setting="kv_cache_memory",
+                )
+            object.__setattr__(self, "kv_cache_memory", memory)
         if self.trust_remote_code:
             raise ConfigError(
                 "trust_remote_code=True is not supported: models are plugins here, and no code is "
                 "loaded from a checkpoint",
                 setting="trust_remote_code",
             )
+
+    def _check_texts_and_switches(self) -> None:
+        for name in ("model", "tokenizer", "revision", "platform"):
+            value = getattr(self, name)
+            if isinstance(value, os.PathLike):
+                value = os.fspath(value)  # pyright: ignore[reportUnknownVariableType,reportUnknownArgumentType]
+                object.__setattr__(self, name, value)
+            optional = name in ("tokenizer", "revision")
+            if not (isinstance(value, str) and value) and not (optional and value is None):
+                raise ConfigError(f"{name} is {value!r:.80}; a text is accepted", setting=name)
+        for name in ("enable_prefix_caching", "skip_tokenizer_init", "trust_remote_code"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} is {getattr(self, name)!r:.80}; true or false is accepted", setting=name)
 
     @classmethod
     def from_keywords(cls, **given: Any) -> "EngineConfig":

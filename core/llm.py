@@ -46,7 +46,11 @@ class LLM:
         self._engine = build_engine(self.config, progress)
         self._tokenizer: Tokenizer | None = None
         if self.info.tokenizer_path is not None:
-            self._tokenizer = load_tokenizer(Path(self.info.tokenizer_path))
+            try:
+                self._tokenizer = load_tokenizer(Path(self.info.tokenizer_path))
+            except BaseException:
+                self._engine.close()
+                raise
         self._intake = Intake(self.info, self._tokenizer)
         self._delivery = Delivery(self._tokenizer)
         self._ids = count()
@@ -87,7 +91,8 @@ class LLM:
     ) -> list[RequestOutput]:
         """Complete prompts; the outputs are in the prompts' order.
 
-        prompts          texts, token-id lists, or {"prompt": ...} / {"prompt_token_ids": ...}; one or many
+        prompts          texts, token-id lists, or {"prompt": ...} / {"prompt_token_ids": ...}, which may have a
+                         "cache_salt" too; one or many
         sampling_params  one for all, or one per prompt; None: the model's defaults
         priority         one per prompt, lower first, under scheduling_policy="priority"
 
@@ -98,6 +103,11 @@ class LLM:
         if priority is not None and len(priority) != len(listed):
             raise RequestError(f"priority has {len(priority)} entries for {len(listed)} prompts", parameter="priority")
         priorities = priority or [0] * len(listed)
+        if any(priorities) and self.config.scheduling_policy != "priority":
+            raise RequestError(
+                'priority has no effect under scheduling_policy="fcfs"; leave it out, or choose "priority"',
+                parameter="priority",
+            )
         requests = [
             self._request(prompt, p, rank) for prompt, p, rank in zip(listed, params, priorities, strict=True)
         ]
@@ -115,6 +125,8 @@ class LLM:
 
         Raises RequestError when the template refuses the messages, or there is none.
         """
+        if not isinstance(messages, Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise RequestError(f"messages must be a list of messages, not {messages!r:.80}", parameter="messages")
         several = bool(messages) and not isinstance(messages[0], dict)
         conversations: Any = messages if several else [messages]
         params = self._params(sampling_params, len(conversations))
@@ -160,34 +172,50 @@ class LLM:
     def _stream(self, request: Request, text: str | None) -> Iterator[RequestOutput]:
         output = self._add(request, text)
         try:
-            while not output.finished:
-                if self._step():
+            told = False  # of the end; a step that somebody else made may have brought it
+            while not told:
+                if output.finished or any(changed is output for changed in self._step()):
+                    told = output.finished
                     yield output
         finally:
             if not output.finished:
                 self._abort([request.request_id])
 
-    def _run(self, requests: list[tuple[Request, str | None]], use_tqdm: bool) -> list[RequestOutput]:
-        outputs = [self._add(request, text) for request, text in requests]
+    def _run(self, requests: Sequence[tuple[Request, str | None]], use_tqdm: bool) -> list[RequestOutput]:
         from tqdm import tqdm
 
+        outputs: list[RequestOutput] = []
         try:
+            for request, text in requests:
+                outputs.append(self._add(request, text))
+            unfinished = {output.request_id for output in outputs}
             with tqdm(total=len(outputs), desc="Processed prompts", disable=not use_tqdm, unit="prompt") as bar:
-                while self._engine.has_work:
-                    if finished := sum(output.finished for output in self._step()):
-                        bar.update(finished)
+                while unfinished:
+                    finished = unfinished & {output.request_id for output in self._step() if output.finished}
+                    unfinished -= finished
+                    bar.update(len(finished))
         finally:
             self._abort([output.request_id for output in outputs if not output.finished])
         return outputs
 
     def _add(self, request: Request, text: str | None) -> RequestOutput:
-        if self._closed:
-            raise EngineDead("this LLM was shut down; make a new one")
+        self._check_open()
         self._engine.add(request)
         return self._delivery.register(request, text)
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EngineDead("this LLM was shut down; make a new one")
+
     def _step(self) -> list[RequestOutput]:
-        outputs, stops = self._delivery.apply(self._engine.step())
+        self._check_open()
+        try:
+            deltas = self._engine.step()
+        except BaseException as error:
+            # What the failed step was to write is lost, and others may count on it already.
+            self._engine.abort(self._delivery.fail(f"a step of the engine failed: {type(error).__name__}: {error}"))
+            raise
+        outputs, stops = self._delivery.apply(deltas)
         self._engine.stop(stops)
         return outputs
 
@@ -203,31 +231,49 @@ class LLM:
             given = self.get_default_sampling_params()
         if isinstance(given, SamplingParams):
             return [given] * number
-        if len(given) != number:
+        listed: list[Any] = list(given) if isinstance(given, list | tuple) else [given]
+        for params in listed:
+            if not isinstance(params, SamplingParams):
+                raise RequestError(
+                    f"sampling_params must be SamplingParams, or a list of them, not {params!r:.80}",
+                    parameter="sampling_params",
+                )
+        if len(listed) != number:
             raise RequestError(
-                f"sampling_params has {len(given)} entries for {number} prompts", parameter="sampling_params"
+                f"sampling_params has {len(listed)} entries for {number} prompts", parameter="sampling_params"
             )
-        return given
+        return listed
 
     def _request(self, prompt: Prompt, params: SamplingParams, priority: int) -> tuple[Request, str | None]:
         content: Any = prompt
+        text, salt = (prompt if isinstance(prompt, str) else None), ""
         if isinstance(prompt, Mapping):
-            known = [key for key in ("prompt_token_ids", "prompt") if prompt.get(key) is not None]
-            if not known:
+            text, salt = prompt.get("prompt"), prompt.get("cache_salt", "")
+            content = prompt.get("prompt_token_ids", text)
+            if content is None or not prompt.keys() <= _PROMPT_KEYS:
                 raise RequestError(
-                    f"a prompt given as a dict needs prompt or prompt_token_ids, not {sorted(prompt)}",
+                    f"a prompt given as a dict has prompt or prompt_token_ids, and may have cache_salt; "
+                    f"this one has {', '.join(map(str, prompt)) or 'nothing'}",
                     parameter="prompt",
                 )
-            content = prompt[known[0]]
-        request = self._intake.request(content, params, request_id=str(next(self._ids)), priority=priority)
-        return request, content if isinstance(content, str) else None
+        request = self._intake.request(
+            content, params, request_id=str(next(self._ids)), priority=priority, cache_salt=salt
+        )
+        return request, text
+
+
+_PROMPT_KEYS = {"prompt", "prompt_token_ids", "cache_salt"}
 
 
 def _listed(prompts: Any) -> list[Prompt]:
     """One prompt or many, as a list: a flat list of ids is one prompt."""
     if isinstance(prompts, str | Mapping):
         return [prompts]
-    listed: list[Any] = list(prompts)
+    if not isinstance(prompts, Sequence) or isinstance(prompts, bytes | bytearray):
+        raise RequestError(
+            f"prompts must be a text, token ids, or a list of either, not {prompts!r:.80}", parameter="prompt"
+        )
+    listed: list[Any] = list(prompts)  # pyright: ignore[reportUnknownArgumentType]
     if listed and all(isinstance(item, int) for item in listed):
         return [listed]
     return listed

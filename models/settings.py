@@ -1,5 +1,6 @@
 """Reading a decoder's config: what the families share, and the differences they may declare."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -72,6 +73,9 @@ def describe(name: str, config: Config, differences: Differences) -> ModelDescri
         )
         for window in differences.windows(config)
     )
+    for shape in shapes:
+        if shape.sliding_window is not None:
+            _positive(config, "sliding_window")
     settings = _settings(config, differences, head_dim)
     vocabulary = _positive(config, "vocab_size")
     attention = hidden * head_dim * (heads + kv_heads) * 2
@@ -92,10 +96,13 @@ def _settings(config: Config, differences: Differences, head_dim: int) -> Decode
     from core.layers.attention import ProjectionSettings
     from core.layers.rotary import RotarySettings
 
-    rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(rope, Mapping):
+        raise ConfigError(f"config.json: rope_parameters is {rope!r:.80}; an object is expected")
+    rope = dict(rope)
     rope.setdefault("rope_type", rope.get("type", "default"))
-    theta = float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0)
-    eps = float(config.get("rms_norm_eps", 1e-6))
+    theta = _number({**config, **rope}, "rope_theta", 10000.0)
+    eps = _number(config, "rms_norm_eps", 1e-6)
     return DecoderSettings(
         intermediate_size=_positive(config, "intermediate_size"),
         norm_eps=eps,
@@ -107,6 +114,14 @@ def _settings(config: Config, differences: Differences, head_dim: int) -> Decode
         rotary=RotarySettings(rotary_dim=head_dim, theta=theta, scaling=rope),
         tied=bool(config.get("tie_word_embeddings", False)),
     )
+
+
+def _number(config: Config, key: str, default: float) -> float:
+    value = config.get(key)
+    value = default if value is None else value
+    if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value > 0):
+        raise ConfigError(f"config.json: {key} is {value!r:.80}; a number above 0 is expected")
+    return float(value)
 
 
 def _positive(config: Config, key: str, default: int | None = None) -> int:

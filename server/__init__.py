@@ -1,9 +1,10 @@
 """The HTTP server: OpenAI's API in front of an `AsyncEngine`.
 
-    run.py          serve(): bind, start the engine, print the address, drain, exit code
+    run.py          serve(): bind, start the engine, print the address, exit code
+    front.py        uvicorn: 503 while the model loads, and the drain at the end
     app.py          create_app(): routes, middleware, error answers
     settings.py     ServerSettings
-    state.py        what the routes share: the engine, the model's name, whether the server is going down
+    state.py        what the routes share: the engine, the model's name, whether the server is stopping
     security.py     the API key; the body limit
     errors.py       every error as OpenAI's error object
     body.py         bytes of a request into a checked model
@@ -12,7 +13,8 @@
     chat.py         /v1/chat/completions
     choices.py      what is new in an answer since the last look, and usage
     logprobs.py     log-probabilities in both of OpenAI's shapes
-    sse.py          an answer as an event stream, or whole; both end when the client hangs up
+    answering.py    submitted requests into a response, streamed or whole
+    sse.py          an answer as an event stream; what ends when the client hangs up
     models.py       /v1/models
     health.py       /health, /health/ready, /version
 

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from core.errors import EngineError, QueueFull, RequestError
+from core.errors import CoreError, EngineError, QueueFull, RequestError
 
 log = logging.getLogger("server")
 
@@ -107,7 +107,7 @@ def describe(error: Exception) -> ErrorAnswer:
 async def answer_error(request: Request, error: Exception) -> Response:
     """The exception handler of the app, for every class of error."""
     answer = describe(error)
-    if answer.status == 500:
+    if isinstance(error, CoreError) and answer.status == 500:  # the server itself logs what is no CoreError
         log.error("%s %s failed", request.method, request.url.path, exc_info=error)
     headers = dict(error.headers or {}) if isinstance(error, HTTPException) else None
     return answer.response(headers)

@@ -98,7 +98,7 @@ class GenerationBody(Body):
     include_stop_str_in_output: bool | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
-    priority: int = 0
+    priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] = 0
     cache_salt: Annotated[str, Field(max_length=256)] = ""
     return_token_ids: bool = False
 

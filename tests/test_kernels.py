@@ -1,4 +1,4 @@
-"""Every platform's version of every kernel on every declared case, against the reference and its own oracles."""
+"""Every kernel of every platform, on every declared case, against the reference; it against others."""
 
 import dataclasses
 from collections.abc import Callable, Iterator

@@ -81,7 +81,9 @@ class TestDistribution:
         return probabilities / probabilities.sum()
 
     @pytest.mark.parametrize("case", CASES)
-    def test_tokens_are_drawn_as_often_as_they_are_likely(self, llm: LLM, reference: Reference, case: str) -> None:
+    def test_tokens_are_drawn_as_often_as_they_are_likely(
+        self, llm: LLM, reference: Reference, case: str
+    ) -> None:
         given = self.CASES[case]
         expected = self.expected(next_logits(reference, PROMPT)[0], **given)
         params = [SamplingParams(n=128, seed=1000 * i, max_tokens=1, **given) for i in range(16)]
@@ -149,7 +151,9 @@ class TestSeed:
         assert tokens(llm, **self.PARAMS) == alone
 
     def test_another_seed_gives_other_tokens(self, llm: LLM, alone: list[int]) -> None:
-        others = [tokens(llm, **self.PARAMS | {"seed": seed}) for seed in (0, 1, 41, -42, 2**63 - 1, -(2**63))]
+        others = [
+            tokens(llm, **self.PARAMS | {"seed": seed}) for seed in (0, 1, 41, -42, 2**63 - 1, -(2**63))
+        ]
         assert len({tuple(answer) for answer in [alone, *others]}) == 7
 
     def test_without_a_seed_answers_differ_within_a_process(self, llm: LLM) -> None:
@@ -169,7 +173,9 @@ class TestSeed:
         assert self.in_a_crowd(llm) == alone
 
     @pytest.mark.parametrize("chunk", [1, 3, 16])
-    def test_the_size_of_prompt_chunks_changes_nothing(self, tiny_llama: Path, alone: list[int], chunk: int) -> None:
+    def test_the_size_of_prompt_chunks_changes_nothing(
+        self, tiny_llama: Path, alone: list[int], chunk: int
+    ) -> None:
         with LLM(str(tiny_llama), platform="cpu", dtype="float32", max_num_batched_tokens=chunk) as llm:
             assert tokens(llm, **self.PARAMS) == alone
             assert self.in_a_crowd(llm) == alone
@@ -181,7 +187,9 @@ class TestSeed:
             assert self.in_a_crowd(llm) == alone
             assert llm.engine.statistics().num_preemptions > 5
 
-    def test_the_first_of_several_answers_is_what_one_alone_would_be(self, llm: LLM, alone: list[int]) -> None:
+    def test_the_first_of_several_answers_is_what_one_alone_would_be(
+        self, llm: LLM, alone: list[int]
+    ) -> None:
         answers = [a.token_ids for a in ask(llm, **self.PARAMS, n=4).outputs]
         assert answers[0] == alone
         assert len({tuple(answer) for answer in answers}) == 4
@@ -204,7 +212,10 @@ class TestAnswers:
         prompt = (PROMPT * 3)[:length]
         for answer in ask(llm, prompt, n=5, temperature=1.0, seed=length, max_tokens=20, logprobs=0).outputs:
             expected = log_softmax(next_logits(reference, prompt, answer.token_ids))
-            found = [position[t].logprob for position, t in zip(answer.logprobs or [], answer.token_ids, strict=True)]
+            found = [
+                position[t].logprob
+                for position, t in zip(answer.logprobs or [], answer.token_ids, strict=True)
+            ]
             assert np.allclose(found, [expected[i, t] for i, t in enumerate(answer.token_ids)], atol=1e-3)
 
     def test_each_answer_ends_by_itself(self, llm: LLM) -> None:
@@ -307,7 +318,12 @@ class TestLogprobs:
     def test_they_are_the_models_own_whatever_sampling_makes_of_them(
         self, llm: LLM, reference: Reference, count: int
     ) -> None:
-        given: dict[str, Any] = {"temperature": 2.5, "top_k": 50, "repetition_penalty": 1.5, "logit_bias": {9: 4.0}}
+        given: dict[str, Any] = {
+            "temperature": 2.5,
+            "top_k": 50,
+            "repetition_penalty": 1.5,
+            "logit_bias": {9: 4.0},
+        }
         for extra in ({"temperature": 0}, given):
             answer = ask(llm, logprobs=count, max_tokens=12, seed=1, **extra).outputs[0]
             self.check(log_softmax(next_logits(reference, PROMPT, answer.token_ids)[:-1]), answer, count)

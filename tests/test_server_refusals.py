@@ -54,6 +54,8 @@ def test_an_unknown_model_is_not_found(client: openai.OpenAI) -> None:
         ("prompt_logprobs", -1),
         ("ignore_eos", "yes"),
         ("priority", 0.5),
+        ("priority", 2**40),
+        ("cache_salt", "x" * 300),
         ("stream", "true"),
         ("best_of", 3),
         ("echo", 1),

@@ -83,9 +83,15 @@ class TestStopTokens:
         eos = whole[6]
         end = whole.index(eos) + 1
         for eos_ids in (eos, [2, eos]):
-            with LLM(str(tiny_model("llama", eos_token_id=eos_ids)), platform="cpu", dtype="float32") as other:
+            with LLM(
+                str(tiny_model("llama", eos_token_id=eos_ids)), platform="cpu", dtype="float32"
+            ) as other:
                 found = answer(other, max_tokens=20)
-                assert (found.token_ids, found.finish_reason, found.stop_reason) == (whole[:end], "stop", None)
+                assert (found.token_ids, found.finish_reason, found.stop_reason) == (
+                    whole[:end],
+                    "stop",
+                    None,
+                )
                 ignoring = answer(other, max_tokens=20, ignore_eos=True)
                 assert (ignoring.token_ids, ignoring.finish_reason) == (whole, "length")
                 named = answer(other, max_tokens=20, stop_token_ids=[eos])
@@ -100,7 +106,11 @@ class TestStopTokens:
             for least in (1, 2, 9):
                 # Both are far likelier than the rest, so that they come as soon as they may.
                 found = answer(
-                    other, max_tokens=20, min_tokens=least, stop_token_ids=[stop], logit_bias={eos: 90, stop: 90}
+                    other,
+                    max_tokens=20,
+                    min_tokens=least,
+                    stop_token_ids=[stop],
+                    logit_bias={eos: 90, stop: 90},
                 )
                 assert len(found.token_ids) == least + 1
                 assert not {eos, stop} & {*found.token_ids[:least]}
@@ -109,9 +119,7 @@ class TestStopTokens:
     def test_neighbours_of_a_request_with_min_tokens_may_stop_at_once(self, llm: LLM) -> None:
         forced = SamplingParams(temperature=0, max_tokens=8, stop_token_ids=[50], logit_bias={50: 100.0})
         params = [forced, forced.with_(min_tokens=4), forced]
-        counts = [
-            len(o.outputs[0].token_ids) for o in llm.generate([PROMPT] * 3, params, use_tqdm=False)
-        ]
+        counts = [len(o.outputs[0].token_ids) for o in llm.generate([PROMPT] * 3, params, use_tqdm=False)]
         assert counts == [1, 5, 1]
 
 
@@ -142,7 +150,9 @@ class TestStopStrings:
         stop = texts[wide - 2] + texts[wide - 1] + texts[wide][0]  # two tokens and the half of a third
         found = answer(llm, max_tokens=30, logit_bias=letters, stop=[stop], include_stop_str_in_output=True)
         end = whole.text.index(stop) + len(stop)
-        assert found.text == whole.text[:end], "what follows the stop string in its last token is no part of it"
+        assert found.text == whole.text[:end], (
+            "what follows the stop string in its last token is no part of it"
+        )
 
     def test_of_several_the_first_completed_wins(
         self, llm: LLM, letters: dict[int, float], whole: CompletionOutput
@@ -178,7 +188,9 @@ class TestStopStrings:
         found = answer(llm, max_tokens=30, min_tokens=30, logit_bias=letters, stop=whole.text[3:6])
         assert found.text == whole.text
 
-    def test_it_ends_one_answer_and_lets_the_others_write_on(self, llm: LLM, letters: dict[int, float]) -> None:
+    def test_it_ends_one_answer_and_lets_the_others_write_on(
+        self, llm: LLM, letters: dict[int, float]
+    ) -> None:
         given: dict[str, Any] = {"n": 4, "seed": 3, "max_tokens": 30, "logit_bias": letters}
         texts = [a.text for a in ask(llm, **given).outputs]
         stop = texts[1][10:14]
@@ -214,7 +226,13 @@ class TestText:
             assert found.text == llm.get_tokenizer().decode(found.token_ids)
 
 
-GIVEN: dict[str, Any] = {"temperature": 0.25, "top_p": 0.9, "top_k": 7, "min_p": 0.01, "repetition_penalty": 1.2}
+GIVEN: dict[str, Any] = {
+    "temperature": 0.25,
+    "top_p": 0.9,
+    "top_k": 7,
+    "min_p": 0.01,
+    "repetition_penalty": 1.2,
+}
 
 
 @pytest.fixture(scope="module")

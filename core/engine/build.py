@@ -11,8 +11,9 @@ from core.contracts.runner import Runner, RunnerContext
 from core.discovery import Plugins, load_plugins
 from core.engine.budget import CachePlan, cache_groups, check_weights, plan_cache
 from core.engine.engine import Engine, EngineInfo
-from core.errors import BadCheckpoint, UnsupportedArchitecture
+from core.errors import BadCheckpoint, RequestError, UnsupportedArchitecture
 from core.ledger import Ledger
+from core.sampling_params import SamplingParams
 from core.weights.checkpoint import Checkpoint, open_checkpoint
 from core.weights.sources import locate_model
 
@@ -45,6 +46,7 @@ def build_engine(config: EngineConfig, progress: Progress = _silent, *, plugins:
         tokenizer_path = locate_model(config.tokenizer, None, plugins.sources, plugins.aliases, progress)
     checkpoint = open_checkpoint(path, plugins.architectures)
     context = _context(config, platform, device, checkpoint, plugins.architectures)
+    eos, defaults = eos_token_ids(checkpoint, context.description.vocab_size), sampling_defaults(config, checkpoint)
     runner = _runner(context)
     progress(f"loading {config.model} in {context.settings.dtype} on {platform.name}")
     plan = _load(runner, context)
@@ -59,8 +61,8 @@ def build_engine(config: EngineConfig, progress: Progress = _silent, *, plugins:
         max_model_len=plan.max_model_len,
         max_num_seqs=context.settings.max_num_seqs,
         vocab_size=context.description.vocab_size,
-        eos_token_ids=eos_token_ids(checkpoint),
-        sampling_defaults=sampling_defaults(config, checkpoint.generation_config),
+        eos_token_ids=eos,
+        sampling_defaults=defaults,
         num_kv_tokens=(min(plan.num_blocks) - 1) * context.settings.block_size,
         kv_cache_bytes=plan.total_bytes,
         ledger=context.ledger.as_dicts(),
@@ -133,8 +135,9 @@ def _runner(context: RunnerContext) -> Runner:
 
 def find_architecture(checkpoint: Checkpoint, architectures: Mapping[str, Architecture]) -> Architecture:
     """The plugin for a checkpoint. Raises UnsupportedArchitecture naming the closest that exist."""
-    names = checkpoint.config.get("architectures") or []
-    if not names:
+    given: Any = checkpoint.config.get("architectures")
+    names: list[Any] = given if isinstance(given, list) else []
+    if not names or not all(isinstance(name, str) for name in names):
         raise BadCheckpoint(f"{checkpoint.path}: config.json names no architecture; expected \"architectures\": [...]")
     for name in names:
         if name in architectures:
@@ -146,17 +149,33 @@ def find_architecture(checkpoint: Checkpoint, architectures: Mapping[str, Archit
     )
 
 
-def eos_token_ids(checkpoint: Checkpoint) -> list[int]:
+def eos_token_ids(checkpoint: Checkpoint, vocab_size: int) -> list[int]:
     """Tokens that end an answer: generation_config.json's, else config.json's."""
-    value = checkpoint.generation_config.get("eos_token_id", checkpoint.config.get("eos_token_id"))
+    value: Any = checkpoint.generation_config.get("eos_token_id")
+    if value is None:
+        value = checkpoint.config.get("eos_token_id")
+    listed: list[Any] = value if isinstance(value, list) else [value]
     if value is None:
         return []
-    return [int(token) for token in value] if isinstance(value, list) else [int(value)]  # pyright: ignore[reportUnknownVariableType,reportUnknownArgumentType]
+    for token in listed:
+        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocab_size:
+            raise BadCheckpoint(
+                f"{checkpoint.path}: eos_token_id is {value!r:.80}; expected a token id from 0 to {vocab_size - 1}, "
+                "or a list of them"
+            )
+    return listed
 
 
-def sampling_defaults(config: EngineConfig, generation_config: Mapping[str, Any]) -> dict[str, Any]:
+def sampling_defaults(config: EngineConfig, checkpoint: Checkpoint) -> dict[str, Any]:
     """The model's own sampling defaults under our names, unless generation_config="core"."""
     if config.generation_config == "core":
         return {}
-    found = {ours: generation_config.get(theirs) for theirs, ours in _SAMPLING_KEYS.items()}
-    return {name: value for name, value in found.items() if value is not None}
+    found = {ours: checkpoint.generation_config.get(theirs) for theirs, ours in _SAMPLING_KEYS.items()}
+    found = {name: value for name, value in found.items() if value is not None}
+    try:
+        SamplingParams.from_defaults(found)
+    except RequestError as error:
+        raise BadCheckpoint(
+            f'{checkpoint.path}: generation_config.json: {error}. Correct it, or pass generation_config="core"'
+        ) from None
+    return found

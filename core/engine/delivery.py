@@ -65,6 +65,17 @@ class Delivery:
         """Expect nothing more for this request."""
         self._deliveries.pop(request_id, None)
 
+    def fail(self, error: str) -> list[str]:
+        """End every request under way with this error; returns their ids."""
+        request_ids = list(self._deliveries)
+        for request_id in request_ids:
+            count = self._deliveries[request_id].request.params.n
+            self.apply(
+                SequenceDelta(request_id=request_id, index=index, finish_reason="error", error=error)
+                for index in range(count)
+            )
+        return request_ids
+
     def apply(self, deltas: Iterable[SequenceDelta]) -> tuple[list[RequestOutput], list[tuple[str, int]]]:
         """Take deltas in. Returns the outputs they changed, and the (request id, index) of answers that ended
         at a stop string, which the engine does not know of and must be told to stop.

@@ -41,6 +41,8 @@ class Intake:
         if isinstance(prompt, str):
             token_ids = self._tokenizer().encode(prompt, add_special_tokens=add_special_tokens)
         else:
+            if not isinstance(prompt, Sequence) or isinstance(prompt, bytes | bytearray):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise RequestError(f"a prompt is a text or a list of token ids, not {prompt!r:.80}", parameter="prompt")
             token_ids = list(prompt)
             self._check_ids(token_ids, "prompt")
         return self._request(token_ids, params, request_id, priority, cache_salt)
@@ -89,6 +91,8 @@ class Intake:
             )
         if isinstance(priority, bool) or not isinstance(priority, int):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise RequestError(f"priority must be a whole number, not {priority!r}", parameter="priority")
+        if not isinstance(cache_salt, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise RequestError(f"cache_salt must be a text, not {cache_salt!r:.80}", parameter="cache_salt")
         return Request(
             request_id=request_id,
             prompt_token_ids=token_ids,

@@ -40,6 +40,8 @@ class Sequence:
     registered    leading blocks already offered to the prefix index
     num_cached    prompt tokens found in the prefix cache when it was first admitted; None before
     num_reported  leading tokens after which the log-probability of the next was given out, if it was asked for
+    borrowed      some of its blocks were computed by others
+    mistrusts     has failed on borrowed blocks, and computes everything itself from now on
     parent        the sequence of the same request whose prompt this one forks, until it has
     """
 
@@ -57,6 +59,8 @@ class Sequence:
     num_computed: int = 0
     num_cached: int | None = None
     num_reported: int = 0
+    borrowed: bool = False
+    mistrusts: bool = False
     hashes: list[bytes] = field(default_factory=list[bytes])
     registered: int = 0
 

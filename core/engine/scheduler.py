@@ -113,6 +113,9 @@ class Scheduler:
         changes: list[tuple[Sequence, SequenceResult, str | None]] = []
         for part, result in zip(batch.sequences, results, strict=True):
             sequence = by_id[part.sequence_id]
+            if result.error is not None and sequence.borrowed:
+                self._start_over(sequence)
+                continue
             self._drop_reported(sequence, part, result)
             sequence.num_computed += part.num_tokens
             reason = "error" if result.error is not None else self._append(sequence, result)
@@ -181,6 +184,7 @@ class Scheduler:
                     return
                 plan.add(sequence, num_tokens)
             self._count_cached(sequence, found)
+            sequence.borrowed = forked or bool(found)
             sequence.parent = None
             self.waiting.remove(sequence)
             sequence.state = State.RUNNING
@@ -192,6 +196,8 @@ class Scheduler:
 
     def _look_up_prefix(self, sequence: Sequence) -> int | None:
         """Tokens found in the cache; None when nothing was looked for."""
+        if sequence.mistrusts:
+            return None
         reports = sequence.request.params.prompt_logprobs is not None and sequence.num_output == 0
         if reports or not self.cache.prefix_caching:  # every prompt position must be computed to be seen
             return None
@@ -207,10 +213,20 @@ class Scheduler:
     def _preempt(self, sequence: Sequence, plan: Plan) -> None:
         assert sequence not in plan.parts  # victims come after everybody who was planned
         plan.preempted = True
-        self.cache.release(sequence)
+        self._put_back(sequence)
+        self.statistics.num_preemptions += 1
+
+    def _start_over(self, sequence: Sequence) -> None:
+        """A sequence failed that reads what others computed. Theirs may be at fault: a single NaN spoils what
+        its own sequence computed before it in the same step. It computes everything itself before it is failed.
+        """
+        sequence.mistrusts = True
+        self._put_back(sequence, trusted=False)
+
+    def _put_back(self, sequence: Sequence, *, trusted: bool = True) -> None:
+        self.cache.release(sequence, trusted=trusted)
         self.running.remove(sequence)
         sequence.state = State.WAITING
-        self.statistics.num_preemptions += 1
         self._enqueue(sequence)
 
     def _enqueue(self, sequence: Sequence) -> None:

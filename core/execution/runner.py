@@ -118,6 +118,7 @@ class ModelRunner(Runner):
 
     def close(self) -> None:
         self.caches = ()
+        del self.model, self._forward  # the weights go now, not when cycles are collected
 
     def _prompt_logprobs(self, batch: Batch, i: int, hidden: Tensor, result: SequenceResult) -> None:
         part = batch.sequences[i]

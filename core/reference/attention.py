@@ -14,7 +14,7 @@ from torch import Tensor
 
 from core.contracts.attention import Attention, AttentionBatch, AttentionSpec, CacheLayout, LayerCache
 
-_MAX_SCORES = 2**25  # elements of one score matrix: 128 MiB in float32
+_AT_ONCE = 2**19  # elements of gathered keys, or of scores, that are worked on together: they stay in a cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class _Part:
 
     rows    the part's rows among the step's tokens, B * Q of them
     slots   [B, L], int64: the slots of the tokens that any of them sees
-    hidden  [B, 1, 1, Q, L], bool: what a token must not see
+    hidden  [B, 1, Q, L], bool: what a token must not see
     """
 
     rows: slice
@@ -57,9 +57,8 @@ class ReferenceAttention(Attention):
         output = torch.zeros(query.shape, dtype=query.dtype, device=query.device)
         keys, values = self._tokens(cache.keys), self._tokens(cache.values)
         for part in plan.parts:
-            output[part.rows] = self._attend(
-                query[part.rows], keys[part.slots], values[part.slots], part.hidden
-            )
+            seen = [storage.index_select(0, part.slots.flatten()).float() for storage in (keys, values)]
+            output[part.rows] = self._attend(query[part.rows], seen[0], seen[1], part.hidden)
         return output
 
     def _tokens(self, storage: Tensor) -> Tensor:
@@ -67,16 +66,19 @@ class ReferenceAttention(Attention):
         return storage.view(-1, self.spec.num_kv_heads, self.spec.head_dim)
 
     def _attend(self, query: Tensor, keys: Tensor, values: Tensor, hidden: Tensor) -> Tensor:
-        """query [B * Q, Hq, D], keys and values [B, L, Hkv, D] -> like query."""
-        spec, (batch, width) = self.spec, (keys.shape[0], keys.shape[1])
-        count, group = len(query) // batch, spec.num_heads // spec.num_kv_heads
-        grouped = query.float().view(batch, count, spec.num_kv_heads, group, spec.head_dim)
-        rows = grouped.permute(0, 2, 3, 1, 4).reshape(batch, spec.num_kv_heads, group * count, spec.head_dim)
-        scores = rows @ keys.float().permute(0, 2, 3, 1)  # [B, Hkv, G * Q, L]
-        scores = scores.mul_(spec.scale).view(batch, spec.num_kv_heads, group, count, width)
-        weights = torch.softmax(scores.masked_fill_(hidden, -torch.inf), dim=-1).view(*rows.shape[:-1], width)
-        attended = (weights @ values.float().transpose(1, 2)).view(batch, spec.num_kv_heads, group, count, -1)
-        return attended.permute(0, 3, 1, 2, 4).reshape(query.shape).to(query.dtype)
+        """query [B * Q, Hq, D], keys and values [B * L, Hkv, D] float32, hidden [B, 1, Q, L]; like query."""
+        spec, (batch, _, count, width) = self.spec, hidden.shape
+        group = spec.num_heads // spec.num_kv_heads
+        wide = (query.float() * spec.scale).view(batch, count, spec.num_kv_heads, group, spec.head_dim)
+        output = torch.empty(wide.shape, dtype=wide.dtype, device=wide.device)
+        for head in range(spec.num_kv_heads):  # one head is a strided matrix that a product takes uncopied
+            rows = wide[:, :, head].transpose(1, 2).reshape(batch, group * count, spec.head_dim)
+            key, value = (tensor[:, head].view(batch, width, spec.head_dim) for tensor in (keys, values))
+            scores = torch.bmm(rows, key.transpose(1, 2)).view(batch, group, count, width)
+            weights = torch.softmax(scores.masked_fill_(hidden, -torch.inf), dim=-1)
+            attended = torch.bmm(weights.view(batch, group * count, width), value)
+            output[:, :, head] = attended.view(batch, group, count, spec.head_dim).transpose(1, 2)
+        return output.view(query.shape).to(query.dtype)
 
     def _parts(self, batch: AttentionBatch) -> Iterator[_Part]:
         starts = [0, *accumulate(batch.query_lens)]
@@ -84,7 +86,8 @@ class ReferenceAttention(Attention):
             yield self._part(batch, slice(first, last), 0, 1, starts[first])
         for i in range(batch.num_decodes, len(batch.lengths)):
             count = batch.query_lens[i]
-            step = max(1, _MAX_SCORES // (self.spec.num_heads * batch.lengths[i]))
+            group = self.spec.num_heads // self.spec.num_kv_heads
+            step = max(1, _AT_ONCE // (group * batch.lengths[i]))
             for offset in range(0, count, step):
                 yield self._part(
                     batch, slice(i, i + 1), offset, min(step, count - offset), starts[i] + offset
@@ -97,7 +100,7 @@ class ReferenceAttention(Attention):
             longest = max(longest, batch.lengths[i])
             if (
                 i > first
-                and longest * (i + 1 - first) * self.spec.num_kv_heads * self.spec.head_dim > _MAX_SCORES
+                and longest * (i + 1 - first) * self.spec.num_kv_heads * self.spec.head_dim > _AT_ONCE
             ):
                 yield first, i
                 first, longest = i, batch.lengths[i]
@@ -120,4 +123,4 @@ class ReferenceAttention(Attention):
         seen = torch.minimum(seen, newest[:, -1:])
         slots = batch.block_tables[sequences].gather(1, seen // size).long() * size + seen % size
         rows = slice(row, row + count * len(context))
-        return _Part(rows, slots, hidden[:, None, None])
+        return _Part(rows, slots, hidden[:, None])
