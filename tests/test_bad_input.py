@@ -317,6 +317,17 @@ class TestNotANumber:
                 assert all(o.error is None for o in outputs[::2])
             assert not llm.engine.has_work and llm.engine.statistics().kv_cache_usage == 0
 
+    def test_no_log_probability_that_is_not_a_number_is_given_out(self, folder: Path, platform: str) -> None:
+        for chunk in (8, 2048):
+            with make(folder, platform=platform, max_num_batched_tokens=chunk) as llm:
+                bad = [*range(20, 40), POISON, *range(40, 70)]
+                outputs = llm.generate([bad, HEALTHY[1]], GREEDY.with_(prompt_logprobs=2), use_tqdm=False)
+            assert [o.outputs[0].finish_reason for o in outputs] == ["error", "length"]
+            for output in outputs:
+                positions = [position for position in output.prompt_logprobs or [] if position]
+                assert all(math.isfinite(e.logprob) for position in positions for e in position.values())
+            assert len(outputs[1].prompt_logprobs or []) == len(HEALTHY[1])
+
     def test_meeting_it_half_way_keeps_what_was_said(
         self, tiny_llama: Path, folder: Path, platform: str
     ) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, cast
 
 from core.config import EngineConfig, resolve
 from core.contracts.model import Architecture
@@ -136,13 +136,13 @@ def _runner(context: RunnerContext) -> Runner:
 def find_architecture(checkpoint: Checkpoint, architectures: Mapping[str, Architecture]) -> Architecture:
     """The plugin for a checkpoint. Raises UnsupportedArchitecture naming the closest that exist."""
     given: Any = checkpoint.config.get("architectures")
-    names: list[Any] = given if isinstance(given, list) else []
+    names = cast(list[Any], given) if isinstance(given, list) else []
     if not names or not all(isinstance(name, str) for name in names):
         raise BadCheckpoint(f"{checkpoint.path}: config.json names no architecture; expected \"architectures\": [...]")
     for name in names:
         if name in architectures:
             return architectures[name]
-    close = get_close_matches(names[0], architectures, n=3, cutoff=0.4)
+    close = get_close_matches(str(names[0]), architectures, n=3, cutoff=0.4)
     hint = f"closest: {', '.join(close)}; " if close else ""
     raise UnsupportedArchitecture(
         f"{checkpoint.path} is a {names[0]}, which no plugin brings; {hint}supported: {', '.join(sorted(architectures))}"
@@ -154,7 +154,7 @@ def eos_token_ids(checkpoint: Checkpoint, vocab_size: int) -> list[int]:
     value: Any = checkpoint.generation_config.get("eos_token_id")
     if value is None:
         value = checkpoint.config.get("eos_token_id")
-    listed: list[Any] = value if isinstance(value, list) else [value]
+    listed = cast(list[Any], value) if isinstance(value, list) else [value]
     if value is None:
         return []
     for token in listed:

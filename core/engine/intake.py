@@ -39,6 +39,7 @@ class Intake:
     ) -> Request:
         """A request for a text or for token ids. Raises RequestError naming the parameter at fault."""
         if isinstance(prompt, str):
+            self._check_length(prompt)
             token_ids = self._tokenizer().encode(prompt, add_special_tokens=add_special_tokens)
         else:
             if not isinstance(prompt, Sequence) or isinstance(prompt, bytes | bytearray):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -100,6 +101,16 @@ class Intake:
             priority=priority,
             cache_salt=cache_salt,
         )
+
+    def _check_length(self, text: str) -> None:
+        """Refuse a text that no tokenization could make fit, without spending seconds on it."""
+        most = self.info.max_model_len * self._tokenizer().longest_token
+        if len(text) > most:
+            raise RequestTooLong(
+                f"the prompt has {len(text):,} characters, which cannot be fewer than the {self.info.max_model_len:,} "
+                "tokens that this engine accepts for prompt and answer (max_model_len)",
+                parameter="prompt",
+            )
 
     def _check_ids(self, token_ids: Iterable[object], parameter: str) -> None:
         vocab_size = self.info.vocab_size

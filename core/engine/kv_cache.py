@@ -79,11 +79,13 @@ class KVCache:
         """Share the parent's computed prompt with a child, all but its last token, which the child computes.
 
         A partly filled block is copied. False, with nothing changed, when the parent no longer holds
-        the prompt or no block is free for the copy.
+        the prompt, has not computed it again yet, or no block is free for the copy.
         """
         num_tokens = child.num_prompt - 1
         full, partial = divmod(num_tokens, self.block_size)
         count = full + (1 if partial else 0)
+        if parent.num_computed < num_tokens:
+            return False
         for group, pool, table in zip(self.groups, self.pools, parent.blocks, strict=True):
             first = first_needed(group, num_tokens, self.block_size)
             if (partial and pool.num_free < 1) or len(table) < count or not all(table[first:count]):

@@ -17,7 +17,7 @@ from core.contracts.model import Model, Parts, StepInputs
 from core.contracts.runner import Batch, CacheGroup, Runner, RunnerContext, SequenceResult
 from core.execution import dispatch
 from core.execution.inputs import Prepared, prepare
-from core.execution.sampler import Sampler, top_logprobs
+from core.execution.sampler import NOT_FINITE, Sampler, top_logprobs
 from core.weights.loader import CheckpointWeights
 
 _PROMPT_LOGITS_ROWS = 128  # prompt logits are made this many rows at a time: [2048, 150000] would not fit
@@ -123,6 +123,9 @@ class ModelRunner(Runner):
     def _prompt_logprobs(self, batch: Batch, i: int, hidden: Tensor, result: SequenceResult) -> None:
         part = batch.sequences[i]
         assert part.params.prompt_logprobs is not None
+        if not bool(torch.isfinite(hidden).all()):
+            result.error = NOT_FINITE
+            return
         following = part.token_ids[part.start + 1 : part.start + 1 + hidden.shape[0]]
         chosen = torch.tensor(following, device=hidden.device)
         for piece, ids in zip(hidden.split(_PROMPT_LOGITS_ROWS), chosen.split(_PROMPT_LOGITS_ROWS), strict=True):

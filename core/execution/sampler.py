@@ -13,6 +13,8 @@ from torch import Tensor
 
 from core.contracts.runner import ScheduledSequence, SequenceResult, TokenLogprobs
 
+NOT_FINITE = "the model produced logits that are not finite for this request"
+
 Rows = Sequence[ScheduledSequence]
 
 
@@ -40,7 +42,7 @@ class Sampler:
             token_ids = self._choose(raw.clone(), rows, healthy)
         for i, row in enumerate(rows):
             if not healthy[i]:
-                results[i].error = "the model produced logits that are not finite for this request"
+                results[i].error = NOT_FINITE
                 continue
             results[i].token_ids.append(token_ids[i])
             if row.params.logprobs is not None:

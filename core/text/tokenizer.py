@@ -76,7 +76,8 @@ class Tokenizer:
         """
         check_text(text, "prompt")
         backend = self._backend if parse_special else self._plain_backend()
-        return backend.encode(text, add_special_tokens=add_special_tokens).ids
+        # As a batch of one: only batches let other threads run meanwhile, and a long text takes seconds.
+        return backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
 
     def encode_batch(
         self, texts: Sequence[str], *, add_special_tokens: bool = True, parse_special: bool = True
@@ -94,7 +95,7 @@ class Tokenizer:
 
         guarded  [start, end) in characters, ascending and disjoint
         """
-        encoding = self._backend.encode(text, add_special_tokens=False)
+        (encoding,) = self._backend.encode_batch([text], add_special_tokens=False)
         if not guarded:
             return encoding.ids
         ids: list[int] = []
@@ -138,6 +139,11 @@ class Tokenizer:
     def convert_ids_to_tokens(self, ids: int | Sequence[int]) -> str | list[str | None] | None:
         """`id_to_token`, of one id or of each."""
         return self.id_to_token(ids) if isinstance(ids, int) else [self.id_to_token(token) for token in ids]
+
+    @cached_property
+    def longest_token(self) -> int:
+        """Characters of the vocabulary's longest token: n tokens spell at most n times as many."""
+        return max(map(len, self._backend.get_vocab(with_added_tokens=True)), default=1)
 
     @cached_property
     def chat(self) -> "ChatTemplate | None":

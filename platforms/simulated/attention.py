@@ -13,6 +13,7 @@ from core.contracts.platform import Device, SchedulingLimits
 from core.errors import ContractViolation
 from core.reference.attention import ReferenceAttention
 from platforms.simulated.batch import check_batch
+from platforms.simulated.memory import poisoned
 
 
 @dataclass(slots=True)
@@ -78,16 +79,14 @@ class StrictAttention(Attention):
             )
 
     def _find_dead_slot(self, token: int, cache: LayerCache, plan: _Plan) -> None:
-        """Name the poison behind an output that is not finite; a model that overflows by itself is let be."""
+        """Name the poison behind an output that is not finite; what a model itself made of it is let be."""
         batch, size, window = plan.batch, self._spec.block_size, self._spec.sliding_window
         i = bisect_right([0, *accumulate(batch.query_lens)], token) - 1
         context = batch.lengths[i] - batch.query_lens[i]
         oldest = 0 if window is None else max(0, context - window + 1)
         for position in range(oldest, context):
             block, offset = int(batch.block_tables[i, position // size]), position % size
-            if not bool(
-                (cache.keys[block, offset].isfinite() & cache.values[block, offset].isfinite()).all()
-            ):
+            if bool(poisoned(cache.keys[block, offset]).any() or poisoned(cache.values[block, offset]).any()):
                 raise ContractViolation(
                     f"simulated: sequence {i} reads position {position} from slot {offset} of block {block}, "
                     f"which was discarded or never written (layer {plan.num_layers - 1} of its spec)"

@@ -1,4 +1,7 @@
-"""Memory with a cap and an alignment, in which whatever nobody has written is poison."""
+"""Memory with a cap and an alignment, in which whatever nobody has written is poison.
+
+Poison is a NaN of its own bit pattern, so that it is told from a NaN that a model computed and stored.
+"""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -14,8 +17,21 @@ from core.reference.memory import HostMemory
 from platforms.simulated.options import Options
 
 
+_POISON = {
+    torch.float32: (torch.int32, 0x7FD5DEAD),
+    torch.float16: (torch.int16, 0x7EAD),
+    torch.bfloat16: (torch.int16, 0x7FD5),
+}
+
+
+def poisoned(tensor: Tensor) -> Tensor:
+    """Where a tensor of floats holds poison, as bool."""
+    bits, pattern = _POISON[tensor.dtype]
+    return tensor.view(bits) == pattern
+
+
 class StrictMemory(Memory):
-    """Host memory under `options.memory` bytes. Poison is NaN, or the largest integer."""
+    """Host memory under `options.memory` bytes. Poison in integers is the largest one."""
 
     def __init__(self, device: Device, options: Options) -> None:
         self._host = HostMemory(device.torch_device, limit_bytes=options.memory)
@@ -36,7 +52,11 @@ class StrictMemory(Memory):
             raise OutOfDeviceMemory(f"simulated: allocation {self.num_allocations + 1} fails (oom_after)")
         tensor = self._host.allocate(shape, dtype)
         self.num_allocations += 1
-        return tensor.fill_(math.nan if tensor.is_floating_point() else torch.iinfo(tensor.dtype).max)
+        if tensor.is_floating_point():
+            bits, pattern = _POISON[tensor.dtype]
+            tensor.view(bits).fill_(pattern)
+            return tensor
+        return tensor.fill_(torch.iinfo(tensor.dtype).max)
 
     def copy_blocks(self, caches: Sequence[LayerCache], pairs: Sequence[tuple[int, int]]) -> None:
         sources, destinations = {source for source, _ in pairs}, [destination for _, destination in pairs]
@@ -52,7 +72,8 @@ class StrictMemory(Memory):
         index = torch.tensor(list(blocks), dtype=torch.int64)
         for cache in caches:
             for storage in (cache.keys, cache.values):
-                storage.index_fill_(cache.block_axis, index.to(storage.device), math.nan)
+                bits, pattern = _POISON[storage.dtype]
+                storage.view(bits).index_fill_(cache.block_axis, index.to(storage.device), pattern)
 
 
 def _check_blocks(verb: str, caches: Sequence[LayerCache], blocks: Iterable[int]) -> None:
