@@ -2,6 +2,7 @@
 
 import signal
 import sys
+import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 MAX_TOKENS = 1024
 PROMPT = "> "
+PATIENCE = 1.0  # seconds that a step may take before a second Ctrl-C gives up on it
 HELP = """\
 /exit          leave (also Ctrl-D)
 /reset         forget the conversation, keep the system message
@@ -117,11 +119,16 @@ class Conversation:
                     return
 
 
+class GivenUp(KeyboardInterrupt):
+    """Ctrl-C again, because an answer did not stop: the engine may be in the middle of anything."""
+
+
 class Interrupt:
-    """Turns the first Ctrl-C into a flag, so that the engine finishes its step; a second one is immediate."""
+    """Turns Ctrl-C into a flag, so that the engine finishes its step. Another one, later, raises GivenUp."""
 
     def __init__(self) -> None:
         self.requested = False
+        self._deadline = 0.0
 
     def __enter__(self) -> Self:
         self._before = signal.signal(signal.SIGINT, self._note)
@@ -131,26 +138,26 @@ class Interrupt:
         signal.signal(signal.SIGINT, self._before)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
+        if self.requested and time.monotonic() > self._deadline:
+            raise GivenUp
+        self.requested, self._deadline = True, time.monotonic() + PATIENCE
 
 
 def _talk(conversation: Conversation) -> None:
     """The loop of a person at a terminal."""
     import readline  # noqa: F401  (input() edits lines and remembers them once this is imported)
 
-    while True:
+    going_on = True
+    while going_on:
         try:
-            line = input(PROMPT)
+            going_on = _turn(conversation, input(PROMPT))
         except EOFError:
             write("\n")
             return
+        except GivenUp:
+            raise
         except KeyboardInterrupt:
             write(dim("\n/exit or Ctrl-D leaves\n", sys.stdout))
-            continue
-        if not _turn(conversation, line):
-            return
 
 
 def _turn(conversation: Conversation, line: str) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import Any, TypeVar
 
 import pluggy
 
@@ -19,7 +19,9 @@ from core.contracts import CONTRACT_VERSION
 from core.contracts.model import Architecture
 from core.contracts.platform import Device, Platform, Probe
 from core.contracts.source import ModelSource
-from core.errors import NoPlatform
+from core.errors import ContractViolation, CoreError, NoPlatform
+
+_Kept = TypeVar("_Kept")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,143 +100,201 @@ def collect(points: Iterable[EntryPoint]) -> Plugins:
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
     failures: list[PluginFailure] = []
-    origin: dict[str, str] = {}
-    for point in sorted(points, key=lambda p: p.name):
-        distribution = point.dist.name if point.dist else "unknown"
-        try:
-            manager.register(point.load(), name=point.name)
-            manager.check_pending()
-            origin[point.name] = distribution
-        except (Exception, SystemExit) as error:
-            if manager.has_plugin(point.name):
-                manager.unregister(name=point.name)
-            failures.append(PluginFailure(plugin=point.name, reason=_reason(error)))
+    distributions = _register(manager, points, failures)
     gather = _Gather(manager, failures)
-    platforms = [
-        _examine(cls, origin[plugin], failures) for plugin, cls in gather.items("core_platforms", "platforms")
-    ]
+
+    def platform(plugin: str, declared: Any) -> tuple[str, FoundPlatform]:
+        found = _examine(declared, distributions[plugin])
+        return found.name, found
+
     return Plugins(
-        platforms=_unique(platforms, failures),
-        architectures={a.name: a for _, a in gather.items("core_architectures", "architectures")},
-        sources=_sources(gather, failures),
-        aliases=dict(pair for _, pair in gather.items("core_model_aliases", "aliases")),
+        platforms=tuple(gather.named("core_platforms", "platform", platform).values()),
+        architectures=gather.named("core_architectures", "architecture", _architecture),
+        sources=gather.named("core_model_sources", "source", _source),
+        aliases=gather.named("core_model_aliases", "alias", _alias),
         failures=tuple(failures),
     )
 
 
+def _register(
+    manager: pluggy.PluginManager, points: Iterable[EntryPoint], failures: list[PluginFailure]
+) -> dict[str, str]:
+    """Load each entry point on its own. Returns the distribution of each plugin that was loaded."""
+    distributions: dict[str, str] = {}
+    for point in sorted(points, key=lambda p: p.name):
+        if point.name in distributions:
+            reason = f"a plugin of this name is already there, from {distributions[point.name]}"
+            failures.append(PluginFailure(plugin=point.name, reason=reason))
+            continue
+        try:
+            manager.register(point.load(), name=point.name)
+            manager.check_pending()
+            distributions[point.name] = point.dist.name if point.dist else "unknown"
+        except (Exception, SystemExit) as error:
+            if manager.has_plugin(point.name):
+                manager.unregister(name=point.name)
+            failures.append(PluginFailure(plugin=point.name, reason=_reason(error)))
+    return distributions
+
+
 class _Gather:
-    """Calls one hook of each plugin on its own, so that a raising one loses only its own answer."""
+    """Asks each plugin on its own, so that whatever is wrong loses only itself."""
 
     def __init__(self, manager: pluggy.PluginManager, failures: list[PluginFailure]) -> None:
         self.manager = manager
         self.failures = failures
 
-    def items(self, hook: str, noun: str) -> Iterator[tuple[str, Any]]:
-        for implementation in getattr(self.manager.hook, hook).get_hookimpls():
+    def named(self, hook: str, noun: str, read: Callable[[str, Any], tuple[str, _Kept]]) -> dict[str, _Kept]:
+        """What plugins declare through a hook, by name. A name belongs to the plugin that came first.
+
+        read  (plugin, declared item) -> (name, what to keep of it); raises what is wrong with it
+        """
+        kept: dict[str, _Kept] = {}
+        owners: dict[str, str] = {}
+        for plugin, item in self._declared(hook, noun):
             try:
-                answer = implementation.function()
-                found = list(answer.items() if isinstance(answer, dict) else answer)  # pyright: ignore[reportUnknownVariableType,reportUnknownArgumentType]
-            except Exception as error:
-                self.failures.append(
-                    PluginFailure(plugin=implementation.plugin_name, reason=f"its {noun}: {_reason(error)}")
-                )
+                name, value = read(plugin, item)
+            except (Exception, SystemExit) as error:
+                self._fail(plugin, noun, error)
                 continue
-            for item in found:  # pyright: ignore[reportUnknownVariableType]
-                yield implementation.plugin_name, item
+            if name in kept:
+                taken = ContractViolation(f"{name!r} is already taken by {owners[name]}")
+                self._fail(plugin, noun, taken)
+            else:
+                kept[name], owners[name] = value, plugin
+        return kept
+
+    def _declared(self, hook: str, noun: str) -> Iterator[tuple[str, Any]]:
+        for implementation in getattr(self.manager.hook, hook).get_hookimpls():
+            plugin = implementation.plugin_name
+            try:
+                answer: Any = implementation.function()
+                items: list[Any] = list(answer.items() if isinstance(answer, dict) else answer)  # pyright: ignore[reportUnknownArgumentType]
+            except (Exception, SystemExit) as error:
+                self._fail(plugin, noun, error)
+                continue
+            for item in items:
+                yield plugin, item
+
+    def _fail(self, plugin: str, noun: str, error: BaseException) -> None:
+        self.failures.append(PluginFailure(plugin=plugin, reason=f"its {noun}: {_reason(error)}"))
 
 
-def _sources(gather: _Gather, failures: list[PluginFailure]) -> dict[str, ModelSource]:
-    sources: dict[str, ModelSource] = {}
-    for plugin, cls in gather.items("core_model_sources", "sources"):
-        try:
-            sources[cls.scheme] = cls()
-        except Exception as error:
-            failures.append(PluginFailure(plugin=plugin, reason=f"its sources: {_reason(error)}"))
-    return sources
+def _architecture(plugin: str, declared: Any) -> tuple[str, Architecture]:
+    if not isinstance(declared, Architecture):
+        raise ContractViolation(f"{declared!r} is not a core.contracts.model.Architecture")
+    return declared.name, declared
 
 
-def _unique(platforms: list[FoundPlatform | None], failures: list[PluginFailure]) -> tuple[FoundPlatform, ...]:
-    """The first platform of each name; a second claim is a failure of the later plugin."""
-    kept: dict[str, FoundPlatform] = {}
-    for found in platforms:
-        if found is None:
-            continue
-        if found.name in kept:
-            owner = kept[found.name].distribution
-            failures.append(
-                PluginFailure(plugin=found.distribution, reason=f"platform {found.name} is already taken by {owner}")
-            )
-        else:
-            kept[found.name] = found
-    return tuple(kept.values())
+def _source(plugin: str, declared: Any) -> tuple[str, ModelSource]:
+    if not (isinstance(declared, type) and issubclass(declared, ModelSource)):
+        raise ContractViolation(f"{declared!r} is not a subclass of core.contracts.source.ModelSource")
+    if problems := _version_problems(declared):
+        raise ContractViolation("; ".join(problems))
+    return declared.scheme, declared()
 
 
-def _examine(cls: Any, distribution: str, failures: list[PluginFailure]) -> FoundPlatform | None:
-    """Check a platform class against the contract, then probe it."""
-    problems = contract_problems(cls)
-    name = getattr(cls, "name", None)
+def _alias(plugin: str, declared: Any) -> tuple[str, str]:
+    match declared:
+        case (str(name), str(target)):
+            return name, target
+        case _:
+            raise ContractViolation(f"{declared!r} is not a name and the model that it stands for")
+
+
+def _examine(declared: Any, distribution: str) -> FoundPlatform:
+    """Check a platform class against the contract, then probe it. Raises when it has not even a name."""
+    error = "; ".join(contract_problems(declared)) or None
+    name = getattr(declared, "name", None)
     if not isinstance(name, str):
-        failures.append(PluginFailure(plugin=distribution, reason="; ".join(problems)))
-        return None
-    error = "; ".join(problems) or None
+        raise ContractViolation(error or f"name is {name!r}")
     platform: Platform | None = None
     probe = Probe(available=False, reason=f"breaks its contract: {error}")
     if error is None:
         try:
-            platform = cls()
-            probe = cls.probe(platform)
-            if not isinstance(probe, Probe) or (probe.available and not probe.devices):
-                raise TypeError("probe() must return a Probe, with devices when it is available")
-        except Exception as raised:
+            platform = declared()
+            probe = _checked(declared.probe(platform))
+        except (Exception, SystemExit) as raised:
             error = _reason(raised)
             platform, probe = None, Probe(available=False, reason=f"its probe failed: {error}")
     return FoundPlatform(
         name=name,
         distribution=distribution,
-        summary=getattr(cls, "summary", ""),
-        device_type=getattr(cls, "device_type", ""),
-        contract=getattr(cls, "contract", (0, 0)),
+        summary=str(getattr(declared, "summary", "")),
+        device_type=str(getattr(declared, "device_type", "")),
+        contract=getattr(declared, "contract", (0, 0)),
         platform=platform,
         probe=probe,
         error=error,
     )
 
 
+def _checked(probe: Any) -> Probe:
+    if not isinstance(probe, Probe):
+        raise ContractViolation(f"probe() must return a Probe, not {probe!r}")
+    devices: tuple[Any, ...] = probe.devices
+    if (probe.available and not devices) or not all(isinstance(device, Device) for device in devices):
+        raise ContractViolation("probe() must return a Probe with devices, each a Device, when it is available")
+    if not isinstance(probe.reason, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ContractViolation(f"probe() must give its reason as a text, not {probe.reason!r}")
+    return probe
+
+
 def contract_problems(cls: Any) -> list[str]:
     """Everything in which a platform class departs from `Platform`; empty when it keeps the contract."""
     if not (isinstance(cls, type) and issubclass(cls, Platform)):
         return [f"{cls!r} is not a subclass of core.contracts.platform.Platform"]
-    problems = [
-        f"{attribute} is not set" for attribute in ("name", "device_type", "contract") if attribute not in _attributes(cls)
-    ]
-    version = getattr(cls, "contract", CONTRACT_VERSION)
-    if not (isinstance(version, tuple) and len(version) == 2 and version[0] == CONTRACT_VERSION[0]):  # pyright: ignore[reportUnnecessaryIsInstance]
-        problems.append(f"written for contract {version}; this core keeps {CONTRACT_VERSION}")
+    problems = _attribute_problems(cls) + _version_problems(cls)
     problems += [f"{method}() is missing" for method in sorted(cls.__abstractmethods__)]
     known = {name: member for name, member in vars(Platform).items() if not name.startswith("_")}
     for base in cls.__mro__[: cls.__mro__.index(Platform)]:
         for name, member in vars(base).items():
-            if not name.startswith("_") and callable(member):
+            if not name.startswith("_") and (callable(member) or callable(known.get(name))):
                 problems += _method_problems(name, member, known)
     return problems
 
 
-def _attributes(cls: type[Platform]) -> set[str]:
-    return {name for base in cls.__mro__ for name in vars(base)}
+def _attribute_problems(cls: type[Platform]) -> list[str]:
+    problems: list[str] = []
+    for attribute, kind in (("name", str), ("device_type", str), ("priority", int)):
+        value = getattr(cls, attribute, None)
+        if value is None or value == "":
+            problems.append(f"{attribute} is not set")
+        elif not isinstance(value, kind):
+            problems.append(f"{attribute} is {value!r}; {'a text' if kind is str else 'a whole number'} is expected")
+    return problems
 
 
-def _method_problems(name: str, member: Callable[..., Any], known: dict[str, Any]) -> list[str]:
+def _version_problems(cls: type[Any]) -> list[str]:
+    """A plugin may be written for this contract or for an older minor version of it."""
+    version: Any = getattr(cls, "contract", None)
+    if version is None:
+        return ["contract is not set"]
+    match version:
+        case (int(major), int(minor)) if major == CONTRACT_VERSION[0] and 0 <= minor <= CONTRACT_VERSION[1]:
+            return []
+        case _:
+            return [f"written for contract {version}; this core keeps {CONTRACT_VERSION}"]
+
+
+def _method_problems(name: str, member: Any, known: dict[str, Any]) -> list[str]:
     if name not in known:
         close = get_close_matches(name, known, n=1)
         hint = f", did you mean {close[0]}?" if close else "; name private methods with a leading underscore"
         return [f"{name}() is not part of the contract{hint}"]
     expected = list(inspect.signature(known[name]).parameters)
-    actual = list(inspect.signature(member).parameters)
+    try:
+        actual = list(inspect.signature(member).parameters)
+    except (TypeError, ValueError):
+        return [f"{name} is {member!r}; {name}({', '.join(expected)}) is expected"]
     if expected != actual:
         return [f"{name}({', '.join(actual)}) should be {name}({', '.join(expected)})"]
     return []
 
 
 def _reason(error: BaseException) -> str:
-    first = str(error).strip().split("\n")[0]
-    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+    """One line of at most 300 characters."""
+    text = " ".join(str(error).split())[:300]
+    if isinstance(error, CoreError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

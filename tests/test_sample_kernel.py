@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from core.reference.sample import sample
+from core.reference.sample import _invert, sample
 from core.reference.sample_cases import ALMOST_ONE, Row
 
 
@@ -112,6 +112,18 @@ def test_top_p_keeps_the_token_that_crosses_it_and_always_one() -> None:
     logits = torch.tensor([[0.5, 0.3, 0.2]]).log().repeat(3, 1)
 
     assert draw(logits, [(1.0, 0, p, 0.0, ALMOST_ONE) for p in (0.51, 0.49, 1e-9)]) == [1, 0, 0]
+
+
+def test_top_p_stops_where_it_is_reached_exactly() -> None:
+    assert draw(torch.zeros(1, 4), [(1.0, 0, 0.5, 0.0, ALMOST_ONE)]) == [1]
+
+
+def test_a_share_that_rounds_up_to_everything_falls_in_the_last_token_that_has_mass() -> None:
+    index, _ = _invert(
+        torch.tensor([[0.5, 0.25, 0.0]], dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+    )
+
+    assert index.tolist() == [1]
 
 
 def test_min_p_is_relative_to_the_likeliest_and_applied_before_top_p() -> None:

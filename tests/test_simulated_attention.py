@@ -135,7 +135,30 @@ def test_poison_behind_a_window_and_past_a_length_is_never_read() -> None:
 
 
 def test_a_model_that_overflows_by_itself_is_not_blamed_on_the_cache() -> None:
+    cache = blank_cache()
+    cache.values[3] = torch.nan  # as the model stored it in a step before
+
     assert run(prompt_batch(), blank_cache(), query=torch.full((8, 4, 8), torch.inf)).isnan().any()
+    assert run(prompt_batch(), cache).isnan().any()
+
+
+def test_every_sequence_that_is_not_finite_is_searched_for_poison() -> None:
+    cache = blank_cache()
+    StrictMemory(DEVICE, Options()).discard_blocks([cache], [4])
+    decodes = prompt_batch(
+        query_lens=(1, 1),
+        lengths=(13, 13),
+        num_decodes=2,
+        query_start=torch.tensor([0, 1, 2], dtype=torch.int32),
+        block_tables=torch.tensor([[3, 1], [4, 2]], dtype=torch.int32),
+        seq_lengths=torch.tensor([13, 13], dtype=torch.int32),
+        slot_mapping=torch.tensor([12, 24, 0, 0, 0, 0, 0, 0]),
+    )
+    overflowing = torch.zeros(8, 4, 8)
+    overflowing[0] = torch.inf
+
+    with pytest.raises(ContractViolation, match="sequence 1 reads position 0 from slot 0 of block 4"):
+        run(decodes, cache, query=overflowing)
 
 
 @pytest.mark.parametrize(

@@ -53,8 +53,9 @@ class StrictAttention(Attention):
         self._check("query", query, (len(plan.batch.slot_mapping), self._spec.num_heads, self._spec.head_dim))
         output = self._reference.attend(query, cache, plan.reference)
         finite = output.isfinite().flatten(1).all(dim=1)[: sum(plan.batch.query_lens)]
-        if not bool(finite.all()):
-            self._find_dead_slot(int((~finite).nonzero()[0]), cache, plan)
+        starts = [0, *accumulate(plan.batch.query_lens)]
+        for i in sorted({bisect_right(starts, int(token)) - 1 for token in (~finite).nonzero()}):
+            self._find_dead_slot(i, cache, plan)
         return output
 
     def _check(self, name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
@@ -78,10 +79,9 @@ class StrictAttention(Attention):
                 f"simulated: slot {int(batch.slot_mapping.max())} is outside a cache of {num_blocks} blocks"
             )
 
-    def _find_dead_slot(self, token: int, cache: LayerCache, plan: _Plan) -> None:
-        """Name the poison behind an output that is not finite; what a model itself made of it is let be."""
+    def _find_dead_slot(self, i: int, cache: LayerCache, plan: _Plan) -> None:
+        """Name the poison behind sequence i's output that is not finite; the model's own doing is let be."""
         batch, size, window = plan.batch, self._spec.block_size, self._spec.sliding_window
-        i = bisect_right([0, *accumulate(batch.query_lens)], token) - 1
         context = batch.lengths[i] - batch.query_lens[i]
         oldest = 0 if window is None else max(0, context - window + 1)
         for position in range(oldest, context):

@@ -16,7 +16,6 @@ from core.errors import ContractViolation, OutOfDeviceMemory
 from core.reference.memory import HostMemory
 from platforms.simulated.options import Options
 
-
 _POISON = {
     torch.float32: (torch.int32, 0x7FD5DEAD),
     torch.float16: (torch.int16, 0x7EAD),

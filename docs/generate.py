@@ -1,0 +1,196 @@
+"""Writes the parts of the documentation that the code says better.
+
+    python docs/generate.py            write what has changed
+    python docs/generate.py --check    list what is out of date, and exit with 1 if anything is
+
+A page is either generated whole (cli.md) or holds parts between two markers:
+
+    <!-- generated: NAME -->  …  <!-- end -->
+
+The marker's name is that of a function below. Not part of the wheel.
+"""
+
+import inspect
+import os
+import re
+import sys
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from cli.reference import reference  # noqa: E402
+from core import hookspecs  # noqa: E402
+from core.contracts.platform import Capabilities, Platform  # noqa: E402
+from core.discovery import FoundPlatform, Plugins, collect  # noqa: E402
+
+# What is known of each platform, in a sentence. One that is not here cannot be documented, on purpose.
+STATUS = {
+    "cpu": "works; every test runs on it, on x86-64",
+    "simulated": "works; every test of parity runs on it, as a check of the engine",
+}
+_PART = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def first_party() -> Plugins:
+    """The plugins that pyproject.toml declares, whatever else is installed here."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    points: dict[str, str] = project["entry-points"][hookspecs.GROUP]
+    return collect(EntryPoint(name, value, hookspecs.GROUP) for name, value in points.items())
+
+
+def platforms_short(plugins: Plugins) -> str:
+    """The README's table."""
+    rows = [
+        (f"`{found.name}`", found.summary, _chosen(_platform(found)), STATUS[found.name])
+        for found in plugins.platforms
+    ]
+    return _table(("platform", "what it is", "chosen", "status"), rows)
+
+
+def platforms_long(plugins: Plugins) -> str:
+    """A section per platform: what it accepts, and which contracts it brings itself."""
+    return "\n".join(_section(found) for found in plugins.platforms)
+
+
+def models(plugins: Plugins) -> str:
+    """Architectures, by the name in a checkpoint's config.json."""
+    rows = [(f"`{a.name}`", "yes" if a.gguf else "no") for a in plugins.architectures.values()]
+    return _table(("`architectures` in config.json", "also from GGUF"), rows)
+
+
+def hooks(plugins: Plugins) -> str:
+    """Every hook: exact arguments, its docstring, and who implements it here."""
+    return "\n".join(_hook(hook) for name, hook in vars(hookspecs).items() if name.startswith("core_"))
+
+
+def kernels(plugins: Plugins) -> str:
+    """Every declared kernel with the signature of its reference."""
+    from core.reference import KERNELS
+
+    rows: list[tuple[str, ...]] = []
+    for kernel in KERNELS.values():
+        parameters = list(inspect.signature(kernel.reference).parameters)
+        arguments = ", ".join(parameters[1:] if kernel.composed else parameters)
+        kind = "prepared" if kernel.prepared else ""
+        composed = ", ".join(f"`{name}`" for name in kernel.composed)
+        bound = kernel.tolerance["bfloat16"].absolute
+        tolerance = "exact" if bound == 0 else f"{bound:.2g}"
+        rows.append((f"`{kernel.name}({arguments})`", kernel.summary, kind, composed, tolerance))
+    return _table(("kernel", "computes", "", "composed of", "bfloat16 tolerance"), rows)
+
+
+PARTS: Mapping[str, Callable[[Plugins], str]] = {
+    part.__name__: part for part in (platforms_short, platforms_long, models, hooks, kernels)
+}
+
+
+def pages() -> dict[Path, str]:
+    """Every page with something generated in it -> what it should hold."""
+    os.environ.pop("LLM_SIMULATED", None)  # the documented simulation is the default one
+    plugins = first_party()
+    if plugins.failures:
+        raise RuntimeError(f"cannot document plugins that do not load: {plugins.failures}")
+    found = {ROOT / "docs" / "cli.md": reference()}
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        text = path.read_text()
+        if _PART.search(text):
+            found[path] = _PART.sub(lambda match: f"{match[1]}{PARTS[match[2]](plugins)}{match[3]}", text)
+    return found
+
+
+def main(arguments: list[str]) -> int:
+    """Returns the exit code."""
+    stale = {path: text for path, text in pages().items() if path.read_text() != text}
+    for path, text in stale.items():
+        print(path.relative_to(ROOT))
+        if "--check" not in arguments:
+            path.write_text(text)
+    return 1 if stale and "--check" in arguments else 0
+
+
+def _platform(found: FoundPlatform) -> Platform:
+    if found.platform is None:
+        raise RuntimeError(f"cannot document a platform that breaks its contract: {found.error}")
+    return found.platform
+
+
+def _chosen(platform: Platform) -> str:
+    if platform.priority < 0:
+        return "only when named"
+    return "by `auto`" if platform.priority else "by `auto`, last"
+
+
+def _section(found: FoundPlatform) -> str:
+    platform = _platform(found)
+    if not found.probe.devices:
+        raise RuntimeError(f"the documentation of {found.name} is made where it can run: {found.probe.reason}")
+    device = found.probe.devices[0]
+    own = [name for name in _factories() if getattr(type(platform), name) is not getattr(Platform, name)]
+    rows = [
+        ("what it is", found.summary),
+        ("status", STATUS[found.name]),
+        ("chosen", _chosen(platform)),
+        ("torch device type", f"`{found.device_type}`"),
+        ("written for contract", ".".join(map(str, found.contract))),
+        *_accepts(platform.capabilities(device)),
+        ("brings its own", _listed(own)),
+        ("leaves to the reference", _listed(name for name in _factories() if name not in own)),
+        ("kernels of its own", _listed(platform.kernels(device))),
+    ]
+    return f"## {found.name}\n\n{_table(('', ''), rows)}"
+
+
+def _factories() -> list[str]:
+    return ["attention", "memory", "communication", "kernels", "execution", "runner"]
+
+
+def _accepts(capabilities: Capabilities) -> list[tuple[str, str]]:
+    limits = capabilities.scheduling
+    heads = "any" if capabilities.head_dims is None else _listed(capabilities.head_dims)
+    sequences = "any number" if limits.max_num_seqs is None else str(limits.max_num_seqs)
+    return [
+        ("dtypes, preferred first", _listed(capabilities.dtypes)),
+        ("block sizes, preferred first", _listed(capabilities.block_sizes)),
+        ("head sizes", heads),
+        ("attention features", _listed(sorted(capabilities.features))),
+        ("alignment", f"{capabilities.alignment_bytes} bytes"),
+        ("a step holds", "prompts or decodes, not both" if limits.separate_steps else "prompts and decodes"),
+        ("a step's tokens", f"padded to a multiple of {limits.token_multiple}"),
+        ("sequences in a step", sequences),
+    ]
+
+
+def _hook(hook: Any) -> str:
+    signature = inspect.signature(hook)
+    arguments = ", ".join(str(parameter) for parameter in signature.parameters.values())
+    return (
+        f"### `{hook.__name__}({arguments}) -> {signature.return_annotation}`\n\n"
+        f"{inspect.getdoc(hook)}\n\n{_implemented_by(hook.__name__)}\n"
+    )
+
+
+def _implemented_by(hook: str) -> str:
+    from importlib import import_module
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    modules: dict[str, str] = project["entry-points"][hookspecs.GROUP]
+    named = [f"`{module}`" for module in modules.values() if hook in vars(import_module(module))]
+    return f"Implemented here by {', '.join(named)}."
+
+
+def _listed(items: Iterable[object]) -> str:
+    return ", ".join(f"`{item}`" for item in items) or "nothing"
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
