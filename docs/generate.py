@@ -10,6 +10,7 @@ A page is either generated whole (cli.md) or holds parts between two markers:
 The marker's name is that of a function below. Not part of the wheel.
 """
 
+import ast
 import inspect
 import os
 import re
@@ -30,8 +31,8 @@ from core.discovery import FoundPlatform, Plugins, collect  # noqa: E402
 
 # What is known of each platform, in a sentence. One that is not here cannot be documented, on purpose.
 STATUS = {
-    "cpu": "works; every test runs on it, on x86-64",
-    "simulated": "works; every test of parity runs on it, as a check of the engine",
+    "cpu": "works; checked in every test run, so far on x86-64 only",
+    "simulated": "works, in software; checked in every test run",
 }
 _PART = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -84,9 +85,28 @@ def kernels(plugins: Plugins) -> str:
     return _table(("kernel", "computes", "", "composed of", "bfloat16 tolerance"), rows)
 
 
-PARTS: Mapping[str, Callable[[Plugins], str]] = {
-    part.__name__: part for part in (platforms_short, platforms_long, models, hooks, kernels)
-}
+def modules(plugins: Plugins) -> str:
+    """Every module of the product, folder by folder, with the first sentence of its docstring."""
+    lines: list[str] = []
+    for package in tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"][
+        "root_packages"
+    ]:
+        for folder in sorted({path.parent for path in (ROOT / package).rglob("*.py")}):
+            lines.append(f"### {folder.relative_to(ROOT)}/\n\n{_first_sentence(folder / '__init__.py')}\n\n")
+            files = sorted(path for path in folder.glob("*.py") if path.name != "__init__.py")
+            lines += [f"- `{path.relative_to(ROOT)}`: {_first_sentence(path)}\n" for path in files]
+            lines.append("\n" if files else "")
+    return "".join(lines)
+
+
+def toy_platform(plugins: Plugins) -> str:
+    """The example platform's own page of code."""
+    code = (ROOT / "tests" / "toy_platform" / "toy_platform" / "__init__.py").read_text()
+    return f"```python\n{code}```\n"
+
+
+_ALL = (platforms_short, platforms_long, models, hooks, kernels, modules, toy_platform)
+PARTS: Mapping[str, Callable[[Plugins], str]] = {part.__name__: part for part in _ALL}
 
 
 def pages() -> dict[Path, str]:
@@ -99,8 +119,13 @@ def pages() -> dict[Path, str]:
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         text = path.read_text()
         if _PART.search(text):
-            found[path] = _PART.sub(lambda match: f"{match[1]}{PARTS[match[2]](plugins)}{match[3]}", text)
+            found[path] = filled(text, plugins)
     return found
+
+
+def filled(text: str, plugins: Plugins) -> str:
+    """A page with its generated parts as they should be."""
+    return _PART.sub(lambda match: f"{match[1]}{PARTS[match[2]](plugins)}{match[3]}", text)
 
 
 def main(arguments: list[str]) -> int:
@@ -128,7 +153,9 @@ def _chosen(platform: Platform) -> str:
 def _section(found: FoundPlatform) -> str:
     platform = _platform(found)
     if not found.probe.devices:
-        raise RuntimeError(f"the documentation of {found.name} is made where it can run: {found.probe.reason}")
+        raise RuntimeError(
+            f"the documentation of {found.name} is made where it can run: {found.probe.reason}"
+        )
     device = found.probe.devices[0]
     own = [name for name in _factories() if getattr(type(platform), name) is not getattr(Platform, name)]
     rows = [
@@ -139,7 +166,7 @@ def _section(found: FoundPlatform) -> str:
         ("written for contract", ".".join(map(str, found.contract))),
         *_accepts(platform.capabilities(device)),
         ("brings its own", _listed(own)),
-        ("leaves to the reference", _listed(name for name in _factories() if name not in own)),
+        ("leaves to the core", _listed(name for name in _factories() if name not in own)),
         ("kernels of its own", _listed(platform.kernels(device))),
     ]
     return f"## {found.name}\n\n{_table(('', ''), rows)}"
@@ -153,14 +180,15 @@ def _accepts(capabilities: Capabilities) -> list[tuple[str, str]]:
     limits = capabilities.scheduling
     heads = "any" if capabilities.head_dims is None else _listed(capabilities.head_dims)
     sequences = "any number" if limits.max_num_seqs is None else str(limits.max_num_seqs)
+    multiple, alignment = limits.token_multiple, capabilities.alignment_bytes
     return [
         ("dtypes, preferred first", _listed(capabilities.dtypes)),
         ("block sizes, preferred first", _listed(capabilities.block_sizes)),
         ("head sizes", heads),
         ("attention features", _listed(sorted(capabilities.features))),
-        ("alignment", f"{capabilities.alignment_bytes} bytes"),
+        ("size of an allocation", "any" if alignment == 1 else f"a multiple of {alignment} bytes"),
         ("a step holds", "prompts or decodes, not both" if limits.separate_steps else "prompts and decodes"),
-        ("a step's tokens", f"padded to a multiple of {limits.token_multiple}"),
+        ("tokens in a step", "any number" if multiple == 1 else f"padded to a multiple of {multiple}"),
         ("sequences in a step", sequences),
     ]
 
@@ -181,6 +209,14 @@ def _implemented_by(hook: str) -> str:
     modules: dict[str, str] = project["entry-points"][hookspecs.GROUP]
     named = [f"`{module}`" for module in modules.values() if hook in vars(import_module(module))]
     return f"Implemented here by {', '.join(named)}."
+
+
+def _first_sentence(path: Path) -> str:
+    """Up to the first full stop that ends a sentence, else the first paragraph."""
+    paragraph = " ".join((ast.get_docstring(ast.parse(path.read_text())) or "").split("\n\n")[0].split())
+    if not paragraph:
+        raise RuntimeError(f"{path} does not say what it is")
+    return re.split(r"(?<=\.) (?=[A-Z])", paragraph)[0]
 
 
 def _listed(items: Iterable[object]) -> str:

@@ -5,7 +5,7 @@ fingerprint is what a stale, shared-by-mistake or overwritten block looks like.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from core.config import Settings
 from core.contracts.platform import SchedulingLimits
@@ -17,6 +17,8 @@ from core.engine.scheduler import Scheduler
 from core.sampling_params import SamplingParams
 
 EOS = 0
+BAD = 666_666  # a token whose row never gives anything finite
+GARBAGE = b"not a number"
 FULL = CacheGroup(name="full", layers=(0,))
 
 
@@ -84,13 +86,18 @@ def alive(scheduler: Scheduler) -> list[EngineSequence]:
 
 
 class Oracle:
-    """Executes batches on fingerprints and fails on the first wrong read."""
+    """Executes batches on fingerprints, and fails on the first wrong read, shape or token.
+
+    A row fails when its tokens hold BAD, or when it is told to. It then spoils everything that it writes in that
+    step, as a NaN does, and so does whoever reads what is spoiled; only they may be given up for it.
+    """
 
     def __init__(self, scheduler: Scheduler, alphabet: int = 3) -> None:
         self.scheduler = scheduler
         self.alphabet = alphabet
         self.slots: list[dict[int, bytes]] = [{} for _ in scheduler.cache.groups]
         self.steps = 0
+        self.injected: set[int] = set()
 
     def step(self, errors: frozenset[int] = frozenset()) -> Batch | None:
         """One step; sequences whose id is in `errors` fail. Returns the batch, None when there was no work."""
@@ -98,18 +105,17 @@ class Oracle:
         if batch is None:
             return None
         self.steps += 1
-        size = self.scheduler.cache.block_size
-        for held, dead, copies in zip(self.slots, batch.discarded, batch.copies, strict=True):
-            for block in dead:
-                for offset in range(size):
-                    held.pop(block * size + offset, None)
-            for source, destination in copies:
-                for offset in range(size):
-                    held[destination * size + offset] = held.get(source * size + offset, b"")
-        for part in batch.sequences:
-            self._write(part)
-        results = [self._read(part, part.sequence_id in errors) for part in batch.sequences]
-        self.scheduler.update(batch, results)
+        self.injected |= errors
+        check_shape(self.scheduler, batch)
+        self._move(batch)
+        prints = self._write(batch)
+        spoiled = self._spoil(batch, {i for i, part in enumerate(batch.sequences) if part.sequence_id in errors})
+        results = [
+            self._result(part, prints[i], i in spoiled, part.sequence_id in errors)
+            for i, part in enumerate(batch.sequences)
+        ]
+        for sequence, result, reason in self.scheduler.update(batch, results):
+            self._check_change(sequence, result, reason)
         return batch
 
     def run(self, max_steps: int = 2000) -> None:
@@ -119,34 +125,97 @@ class Oracle:
                 return
         raise AssertionError(f"not finished after {max_steps} steps")
 
-    def _write(self, part: ScheduledSequence) -> None:
+    def _move(self, batch: Batch) -> None:
         size = self.scheduler.cache.block_size
-        prints = fingerprints(part.token_ids[: part.start + part.num_tokens])
-        for position in range(part.start, part.start + part.num_tokens):
-            for held, blocks in zip(self.slots, part.blocks, strict=True):
-                block = blocks[position // size]
-                assert block != 0, "a token is written to the block that belongs to nobody"
-                held[block * size + position % size] = prints[position]
+        for held, dead, copies in zip(self.slots, batch.discarded, batch.copies, strict=True):
+            for block in dead:
+                for offset in range(size):
+                    held.pop(block * size + offset, None)
+            for source, destination in copies:
+                for offset in range(size):
+                    held[destination * size + offset] = held.get(source * size + offset, b"")
 
-    def _read(self, part: ScheduledSequence, fails: bool) -> SequenceResult:
-        size, end = self.scheduler.cache.block_size, part.start + part.num_tokens
-        prints = fingerprints(part.token_ids[:end])
-        for group, held, blocks in zip(self.scheduler.cache.groups, self.slots, part.blocks, strict=True):
-            oldest = 0 if group.window is None else max(0, part.start - group.window + 1)
-            for position in range(oldest, end):
-                found = held.get(blocks[position // size] * size + position % size)
-                assert found == prints[position], f"sequence {part.sequence_id} read a wrong slot at {position}"
-        if fails:
+    def _write(self, batch: Batch) -> list[list[bytes]]:
+        """Everybody writes before anybody reads. Returns each part's fingerprints."""
+        salts = {s.sequence_id: s.request.cache_salt for s in self.scheduler.running}
+        prints = [
+            fingerprints(part.token_ids[: part.start + part.num_tokens], salts[part.sequence_id])
+            for part in batch.sequences
+        ]
+        written: list[set[int]] = [set() for _ in self.slots]
+        for part, own in zip(batch.sequences, prints, strict=True):
+            for g, position, slot in self._slots(part, part.start, part.start + part.num_tokens):
+                assert slot >= self.scheduler.cache.block_size, "written to the block that belongs to nobody"
+                assert slot not in written[g], "two tokens write the same slot"
+                written[g].add(slot)
+                self.slots[g][slot] = own[position]
+        return prints
+
+    def _spoil(self, batch: Batch, spoiled: set[int]) -> set[int]:
+        """Overwrite with garbage what spoiled parts write, until no further part reads any."""
+        spoiled |= {i for i, p in enumerate(batch.sequences) if BAD in p.token_ids[: p.start + p.num_tokens]}
+        known = -1
+        while known != len(spoiled):
+            known = len(spoiled)
+            for i, part in enumerate(batch.sequences):
+                if i not in spoiled and any(self.slots[g].get(slot) == GARBAGE for g, _, slot in self._read(part)):
+                    spoiled.add(i)
+                if i in spoiled:
+                    for g, _, slot in self._slots(part, part.start, part.start + part.num_tokens):
+                        self.slots[g][slot] = GARBAGE
+        return spoiled
+
+    def _result(self, part: ScheduledSequence, prints: list[bytes], spoiled: bool, fails: bool) -> SequenceResult:
+        for g, position, slot in self._read(part):
+            found = self.slots[g].get(slot)
+            right = found == prints[position] or (spoiled and found == GARBAGE)
+            assert right, f"sequence {part.sequence_id} read a wrong slot at {position}"
+        if fails or (spoiled and part.samples):
             return SequenceResult(error="injected")
-        return SequenceResult(token_ids=[prints[-1][0] % self.alphabet] if part.samples else [])
+        return SequenceResult(token_ids=[self._token(prints[-1], part.seed)] if part.samples else [])
+
+    def _read(self, part: ScheduledSequence) -> Iterator[tuple[int, int, int]]:
+        """(group, position, slot) of everything that a part looks at."""
+        for g, group in enumerate(self.scheduler.cache.groups):
+            oldest = 0 if group.window is None else max(0, part.start - group.window + 1)
+            yield from (s for s in self._slots(part, oldest, part.start + part.num_tokens) if s[0] == g)
+
+    def _slots(self, part: ScheduledSequence, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+        size = self.scheduler.cache.block_size
+        for g, blocks in enumerate(part.blocks):
+            for position in range(start, end):
+                yield g, position, blocks[position // size] * size + position % size
+
+    def _token(self, fingerprint: bytes, seed: int) -> int:
+        return (fingerprint[0] + seed) % self.alphabet
+
+    def _check_change(self, sequence: EngineSequence, result: SequenceResult, reason: str | None) -> None:
+        """Every token follows from those before it; nobody is given up who did not fail."""
+        tokens = sequence.token_ids
+        if result.token_ids:
+            expected = self._token(fingerprints(tokens[:-1], sequence.request.cache_salt)[-1], sequence.seed)
+            assert (result.token_ids, tokens[-1]) == ([expected], expected)
+        if reason == "error":
+            assert BAD in tokens or sequence.sequence_id in self.injected, "given up for another's failure"
 
 
-def fingerprints(token_ids: Sequence[int]) -> list[bytes]:
-    prints, parent = [], b""
+def fingerprints(token_ids: Sequence[int], salt: str = "") -> list[bytes]:
+    prints, parent = [], salt.encode()
     for token in token_ids:
         parent = hashlib.blake2b(parent + token.to_bytes(4, "little"), digest_size=8).digest()
         prints.append(parent)
     return prints
+
+
+def check_shape(scheduler: Scheduler, batch: Batch) -> None:
+    """A step is within its limits and says of itself what it is."""
+    settings, counts = scheduler.settings, [part.num_tokens for part in batch.sequences]
+    assert 0 < sum(counts) == batch.num_tokens <= settings.max_num_batched_tokens
+    assert len(counts) <= settings.max_num_seqs
+    assert min(counts) > 0
+    assert [count == 1 for count in counts] == [i < batch.num_decodes for i in range(len(counts))]
+    if scheduler.shapes.separate_steps:
+        assert batch.num_decodes in (0, len(counts))
 
 
 def check_ownership(scheduler: Scheduler) -> None:

@@ -240,9 +240,9 @@ class TestAnswers:
 
     def test_a_prompt_that_is_being_computed_again_is_not_forked_half_way(self) -> None:
         scheduler = make_scheduler(
-            num_blocks=6, max_num_seqs=2, max_num_batched_tokens=4, prefix_caching=False, policy="priority"
+            num_blocks=6, max_num_seqs=2, max_num_batched_tokens=6, prefix_caching=False, policy="priority"
         )
-        first, second = submit(scheduler, 6, n=2, max_tokens=4, priority=1)
+        first, second = submit(scheduler, 8, n=2, max_tokens=4, priority=1)
         oracle = Oracle(scheduler)
         oracle.step()
         submit(scheduler, 12, max_tokens=8, priority=0)  # leaves no room to run in for the second answer

@@ -1,7 +1,9 @@
 """Any order of events leaves the block accounting exact and every read right."""
 
+from itertools import chain
+
 import pytest
-from engine_model import FULL, Oracle, alive, check_ownership, make_scheduler, window
+from engine_model import BAD, FULL, Oracle, alive, check_ownership, make_scheduler, window
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -9,18 +11,21 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from core.engine.request import Request, State
 from core.sampling_params import SamplingParams
 
-TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=30)
+# Whole blocks and odd pieces, few enough that prompts begin alike, repeat themselves and part again.
+PIECES = [[0, 0, 0, 0], [0, 0, 0, 1], [1, 2, 1, 2], [0], [1], [2, 0], [0, 1, 2]]
+TOKENS = st.lists(st.sampled_from(PIECES), min_size=1, max_size=7).map(lambda pieces: list(chain(*pieces)))
+GROUPS = [(FULL,), (window(6),), (FULL, window(6)), (window(3), window(9)), (window(5), FULL, window(8))]
 
 
 class EngineMachine(RuleBasedStateMachine):
-    """Add, step, abort, stop one answer, fail one row, on a cache small enough that preemption is common."""
+    """Add, step, abort, stop one answer, fail a row, lose a step, on a cache so small that preemption is common."""
 
     @initialize(
-        groups=st.sampled_from([(FULL,), (window(6),), (FULL, window(6))]),
-        num_blocks=st.integers(10, 24),
-        max_num_seqs=st.integers(1, 5),
+        groups=st.sampled_from(GROUPS),
+        num_blocks=st.integers(8, 20),
+        max_num_seqs=st.integers(1, 6),
         budget=st.integers(1, 40),
-        prefix_caching=st.booleans(),
+        prefix_caching=st.sampled_from([True, True, False]),
         policy=st.sampled_from(["fcfs", "priority"]),
         separate_steps=st.booleans(),
     )
@@ -29,7 +34,7 @@ class EngineMachine(RuleBasedStateMachine):
             groups=groups,
             num_blocks=num_blocks,
             max_num_seqs=max_num_seqs,
-            max_num_batched_tokens=max(budget, 2) if separate_steps else budget,
+            max_num_batched_tokens=budget,
             prefix_caching=prefix_caching,
             policy=policy,
             separate_steps=separate_steps,
@@ -40,13 +45,16 @@ class EngineMachine(RuleBasedStateMachine):
     @rule(
         prompt=TOKENS,
         n=st.integers(1, 3),
-        max_tokens=st.integers(1, 9),
+        max_tokens=st.integers(1, 12),
         priority=st.integers(0, 2),
-        salt=st.sampled_from(["", "other"]),
+        salt=st.sampled_from(["", "", "other"]),
         ignore_eos=st.booleans(),
+        bad_at=st.one_of(st.none(), st.none(), st.none(), st.integers(0, 27)),
     )
-    def add(self, prompt, n, max_tokens, priority, salt, ignore_eos):
+    def add(self, prompt, n, max_tokens, priority, salt, ignore_eos, bad_at):
         self.added += 1
+        if bad_at is not None and bad_at < len(prompt):
+            prompt = [*prompt[:bad_at], BAD, *prompt[bad_at + 1 :]]
         params = SamplingParams(n=n, max_tokens=max_tokens, ignore_eos=ignore_eos)
         request = Request(
             request_id=str(self.added), prompt_token_ids=prompt, params=params, priority=priority, cache_salt=salt
@@ -81,6 +89,13 @@ class EngineMachine(RuleBasedStateMachine):
         if running:
             self.oracle.step(errors=frozenset({running[choice % len(running)].sequence_id}))
 
+    @rule()
+    def lose_a_step(self):
+        """The device fails: nothing was computed, and everything under way is aborted."""
+        if self.scheduler.schedule() is not None:
+            for sequence in alive(self.scheduler):
+                self.scheduler.abort(sequence.request.request_id)
+
     @invariant()
     def ownership_is_exact(self):
         if hasattr(self, "scheduler"):
@@ -97,5 +112,5 @@ class EngineMachine(RuleBasedStateMachine):
 
 TestEngineMachine = pytest.mark.timeout(300)(EngineMachine.TestCase)
 TestEngineMachine.settings = settings(
-    max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=200, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )

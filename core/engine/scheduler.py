@@ -59,8 +59,8 @@ class Scheduler:
         self.statistics = SchedulerStatistics()
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
-        self._settings = settings
-        self._shapes = shapes
+        self.settings = settings
+        self.shapes = shapes
         self._by_priority = settings.scheduling_policy == "priority"
         self._next_id = 0
         self._requests: dict[str, list[Sequence]] = {}
@@ -97,9 +97,9 @@ class Scheduler:
 
     def schedule(self) -> Batch | None:
         """The next step, or None when nothing waits or runs."""
-        phases = [Phase.PREFILL, Phase.DECODE] if self._shapes.separate_steps else [Phase.MIXED]
+        phases = [Phase.PREFILL, Phase.DECODE] if self.shapes.separate_steps else [Phase.MIXED]
         for phase in phases:
-            plan = Plan(phase, self._settings.max_num_batched_tokens)
+            plan = Plan(phase, self.settings.max_num_batched_tokens)
             self._continue_running(plan)
             if not plan.preempted and phase is not Phase.DECODE:
                 self._admit_waiting(plan)
@@ -171,7 +171,7 @@ class Scheduler:
 
     def _admit_waiting(self, plan: Plan) -> None:
         for sequence in list(self.waiting):
-            if plan.budget == 0 or len(self.running) >= self._settings.max_num_seqs:
+            if plan.budget == 0 or len(self.running) >= self.settings.max_num_seqs:
                 return
             if self._waits_for_parent(sequence):
                 continue

@@ -110,11 +110,12 @@ class CpuAttention(Attention):
         keys = self._gather(cache.keys, decodes)
         values = self._gather(cache.values, decodes)
         values.view(-1, spec.head_dim).index_fill_(0, decodes.garbage, 0.0)
-        grouped = query.view(batch, spec.num_kv_heads, self.group, spec.head_dim).transpose(0, 1)
+        grouped = (query * spec.scale).view(batch, spec.num_kv_heads, self.group, spec.head_dim).transpose(0, 1)
         grouped = grouped.reshape(-1, self.group, spec.head_dim)  # [Hkv * B, G, D]
-        scores = torch.bmm(grouped, keys.transpose(1, 2)).view(spec.num_kv_heads, batch, self.group, length).float()
-        scores = scores.mul_(spec.scale).masked_fill_(decodes.hidden, -torch.inf)
-        weights = torch.softmax(scores, dim=-1).to(values.dtype).view(-1, self.group, length)
+        scores = torch.bmm(grouped, keys.transpose(1, 2)).view(spec.num_kv_heads, batch, self.group, length)
+        # Softmax accumulates in float32 whatever it is given; the products round to the model dtype anyway.
+        weights = torch.softmax(scores.masked_fill_(decodes.hidden, -torch.inf), dim=-1)
+        weights = weights.view(-1, self.group, length)
         attended = torch.bmm(weights, values).view(spec.num_kv_heads, batch, self.group, spec.head_dim)
         return attended.transpose(0, 1).reshape(batch, spec.num_heads, spec.head_dim)
 
