@@ -40,7 +40,7 @@ class EngineMachine(RuleBasedStateMachine):
             separate_steps=separate_steps,
         )
         self.oracle = Oracle(self.scheduler)
-        self.added = 0
+        self.prompts = []
 
     @rule(
         prompt=TOKENS,
@@ -52,14 +52,24 @@ class EngineMachine(RuleBasedStateMachine):
         bad_at=st.one_of(st.none(), st.none(), st.none(), st.integers(0, 27)),
     )
     def add(self, prompt, n, max_tokens, priority, salt, ignore_eos, bad_at):
-        self.added += 1
         if bad_at is not None and bad_at < len(prompt):
             prompt = [*prompt[:bad_at], BAD, *prompt[bad_at + 1 :]]
         params = SamplingParams(n=n, max_tokens=max_tokens, ignore_eos=ignore_eos)
+        self.submit(prompt, params, priority, salt)
+
+    @rule(choice=st.integers(0, 100), more=st.sampled_from([[], [], *PIECES]), n=st.integers(1, 2))
+    def add_another_like_it(self, choice, more, n):
+        if self.prompts:
+            prompt = [*self.prompts[choice % len(self.prompts)], *more][:28]
+            self.submit(prompt, SamplingParams(n=n, max_tokens=4, ignore_eos=True), 0, "")
+
+    def submit(self, prompt, params, priority, salt):
+        self.prompts.append(prompt)
+        request_id = str(len(self.prompts))
         request = Request(
-            request_id=str(self.added), prompt_token_ids=prompt, params=params, priority=priority, cache_salt=salt
+            request_id=request_id, prompt_token_ids=prompt, params=params, priority=priority, cache_salt=salt
         )
-        self.scheduler.add(request, seed=self.added)
+        self.scheduler.add(request, seed=len(self.prompts))
 
     @rule(count=st.integers(1, 6))
     def step(self, count):
@@ -112,5 +122,5 @@ class EngineMachine(RuleBasedStateMachine):
 
 TestEngineMachine = pytest.mark.timeout(300)(EngineMachine.TestCase)
 TestEngineMachine.settings = settings(
-    max_examples=200, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=300, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
