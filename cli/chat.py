@@ -3,11 +3,11 @@
 import signal
 import sys
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Self, cast
+from typing import TYPE_CHECKING, Annotated, Self
 
 import typer
 
@@ -18,7 +18,6 @@ from cli.options import Given, takes
 from cli.tables import ENGINE, SAMPLING
 from cli.terminal import Status, dim, write
 from core.errors import RequestError
-from core.outputs import RequestOutput
 from core.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -106,7 +105,7 @@ class Conversation:
         """The answer so far and why it ended, after each step."""
         before = [{"role": "system", "content": self.system}] if self.system is not None else []
         shown = 0
-        stream = cast("Generator[RequestOutput]", self.llm.stream([*before, *self.turns], self.params))
+        stream = self.llm.stream([*before, *self.turns], self.params)
         with closing(stream) as outputs:  # closed early, it aborts the request
             for output in outputs:
                 if output.error is not None:

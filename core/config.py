@@ -17,7 +17,17 @@ DEFAULT_MODEL = "smollm2-135m"
 DTYPES = ("float32", "bfloat16", "float16")
 POLICIES = ("fcfs", "priority")
 
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+_UNITS = {
+    "": 1,
+    "k": 10**3,
+    "m": 10**6,
+    "g": 10**9,
+    "t": 10**12,
+    "ki": 2**10,
+    "mi": 2**20,
+    "gi": 2**30,
+    "ti": 2**40,
+}
 
 
 def parse_bytes(value: int | str, setting: str) -> int:
@@ -116,7 +126,9 @@ class EngineConfig:
                 raise ConfigError(f"{name} is {value!r:.80}; a text is accepted", setting=name)
         for name in ("enable_prefix_caching", "skip_tokenizer_init", "trust_remote_code"):
             if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"{name} is {getattr(self, name)!r:.80}; true or false is accepted", setting=name)
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)!r:.80}; true or false is accepted", setting=name
+                )
 
     @classmethod
     def from_keywords(cls, **given: Any) -> "EngineConfig":

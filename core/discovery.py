@@ -63,7 +63,9 @@ class Plugins:
         run only when they are named.
         """
         if name == "auto":
-            usable = [f for f in self.platforms if f.probe.available and f.platform and f.platform.priority >= 0]
+            usable = [
+                f for f in self.platforms if f.probe.available and f.platform and f.platform.priority >= 0
+            ]
             if not usable:
                 raise NoPlatform(f"no platform can run on this machine.\n{self._reasons()}")
             best = max(usable, key=lambda f: f.platform.priority if f.platform else 0)
@@ -234,7 +236,9 @@ def _checked(probe: Any) -> Probe:
         raise ContractViolation(f"probe() must return a Probe, not {probe!r}")
     devices: tuple[Any, ...] = probe.devices
     if (probe.available and not devices) or not all(isinstance(device, Device) for device in devices):
-        raise ContractViolation("probe() must return a Probe with devices, each a Device, when it is available")
+        raise ContractViolation(
+            "probe() must return a Probe with devices, each a Device, when it is available"
+        )
     if not isinstance(probe.reason, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ContractViolation(f"probe() must give its reason as a text, not {probe.reason!r}")
     return probe
@@ -261,7 +265,9 @@ def _attribute_problems(cls: type[Platform]) -> list[str]:
         if value is None or value == "":
             problems.append(f"{attribute} is not set")
         elif not isinstance(value, kind):
-            problems.append(f"{attribute} is {value!r}; {'a text' if kind is str else 'a whole number'} is expected")
+            problems.append(
+                f"{attribute} is {value!r}; {'a text' if kind is str else 'a whole number'} is expected"
+            )
     return problems
 
 

@@ -28,7 +28,9 @@ class Ledger:
 
     choices: list[Choice] = field(default_factory=list[Choice])
 
-    def record(self, what: str, provider: str, detail: str = "", *, rejected: tuple[Rejection, ...] = ()) -> None:
+    def record(
+        self, what: str, provider: str, detail: str = "", *, rejected: tuple[Rejection, ...] = ()
+    ) -> None:
         """Write one line. An identical line is written once."""
         choice = Choice(what=what, provider=provider, detail=detail, rejected=rejected)
         if choice not in self.choices:

@@ -1,11 +1,11 @@
 """Offline inference: the engine in the caller's process.
 
-    llm = LLM(model="smollm2-135m")
-    for output in llm.generate(["Hello, my name is"], SamplingParams(temperature=0.8)):
-        print(output.outputs[0].text)
+llm = LLM(model="smollm2-135m")
+for output in llm.generate(["Hello, my name is"], SamplingParams(temperature=0.8)):
+    print(output.outputs[0].text)
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,9 @@ class LLM:
     def get_tokenizer(self) -> Tokenizer:
         """The tokenizer. Raises RequestError under skip_tokenizer_init."""
         if self._tokenizer is None:
-            raise RequestError("this engine has no tokenizer (skip_tokenizer_init)", parameter="skip_tokenizer_init")
+            raise RequestError(
+                "this engine has no tokenizer (skip_tokenizer_init)", parameter="skip_tokenizer_init"
+            )
         return self._tokenizer
 
     def get_default_sampling_params(self) -> SamplingParams:
@@ -101,7 +103,9 @@ class LLM:
         listed = _listed(prompts)
         params = self._params(sampling_params, len(listed))
         if priority is not None and len(priority) != len(listed):
-            raise RequestError(f"priority has {len(priority)} entries for {len(listed)} prompts", parameter="priority")
+            raise RequestError(
+                f"priority has {len(priority)} entries for {len(listed)} prompts", parameter="priority"
+            )
         priorities = priority or [0] * len(listed)
         if any(priorities) and self.config.scheduling_policy != "priority":
             raise RequestError(
@@ -126,14 +130,19 @@ class LLM:
         Raises RequestError when the template refuses the messages, or there is none.
         """
         if not isinstance(messages, Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise RequestError(f"messages must be a list of messages, not {messages!r:.80}", parameter="messages")
+            raise RequestError(
+                f"messages must be a list of messages, not {messages!r:.80}", parameter="messages"
+            )
         several = bool(messages) and not isinstance(messages[0], dict)
         conversations: Any = messages if several else [messages]
         params = self._params(sampling_params, len(conversations))
         requests = [
             (
                 self._intake.chat_request(
-                    conversation, p, request_id=str(next(self._ids)), add_generation_prompt=add_generation_prompt
+                    conversation,
+                    p,
+                    request_id=str(next(self._ids)),
+                    add_generation_prompt=add_generation_prompt,
                 ),
                 None,
             )
@@ -143,7 +152,7 @@ class LLM:
 
     def stream(
         self, prompt: Prompt | Sequence[Message], sampling_params: SamplingParams | None = None
-    ) -> Iterator[RequestOutput]:
+    ) -> Generator[RequestOutput, None, None]:
         """Complete one prompt, or answer one conversation, step by step.
 
         Yields the same growing RequestOutput whenever it changed. Closing the iterator aborts the request.
@@ -151,7 +160,10 @@ class LLM:
         params = self._params(sampling_params, 1)[0]
         if isinstance(prompt, Sequence) and prompt and isinstance(prompt[0], dict):
             conversation: Any = prompt
-            request, text = self._intake.chat_request(conversation, params, request_id=str(next(self._ids))), None
+            request, text = (
+                self._intake.chat_request(conversation, params, request_id=str(next(self._ids))),
+                None,
+            )
         else:
             plain: Any = prompt
             request, text = self._request(plain, params, 0)
@@ -169,7 +181,7 @@ class LLM:
     def __exit__(self, *exception: object) -> None:
         self.shutdown()
 
-    def _stream(self, request: Request, text: str | None) -> Iterator[RequestOutput]:
+    def _stream(self, request: Request, text: str | None) -> Generator[RequestOutput, None, None]:
         output = self._add(request, text)
         try:
             told = False  # of the end; a step that somebody else made may have brought it
@@ -189,7 +201,9 @@ class LLM:
             for request, text in requests:
                 outputs.append(self._add(request, text))
             unfinished = {output.request_id for output in outputs}
-            with tqdm(total=len(outputs), desc="Processed prompts", disable=not use_tqdm, unit="prompt") as bar:
+            with tqdm(
+                total=len(outputs), desc="Processed prompts", disable=not use_tqdm, unit="prompt"
+            ) as bar:
                 while unfinished:
                     finished = unfinished & {output.request_id for output in self._step() if output.finished}
                     unfinished -= finished
@@ -213,7 +227,9 @@ class LLM:
             deltas = self._engine.step()
         except BaseException as error:
             # What the failed step was to write is lost, and others may count on it already.
-            self._engine.abort(self._delivery.fail(f"a step of the engine failed: {type(error).__name__}: {error}"))
+            self._engine.abort(
+                self._delivery.fail(f"a step of the engine failed: {type(error).__name__}: {error}")
+            )
             raise
         outputs, stops = self._delivery.apply(deltas)
         self._engine.stop(stops)

@@ -63,7 +63,9 @@ class SamplingParams:
     detokenize: bool = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else _items("stop", self.stop))
+        object.__setattr__(
+            self, "stop", (self.stop,) if isinstance(self.stop, str) else _items("stop", self.stop)
+        )
         object.__setattr__(self, "stop_token_ids", _items("stop_token_ids", self.stop_token_ids))
         if self.top_k == -1:  # vLLM's older spelling of "all"
             object.__setattr__(self, "top_k", 0)
@@ -101,22 +103,30 @@ class SamplingParams:
         _integer("prompt_logprobs", self.prompt_logprobs, 0, MAX_LOGPROBS, optional=True)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise RequestError(
-                f"min_tokens is {self.min_tokens}, more than max_tokens {self.max_tokens}", parameter="min_tokens"
+                f"min_tokens is {self.min_tokens}, more than max_tokens {self.max_tokens}",
+                parameter="min_tokens",
             )
         for name in ("ignore_eos", "skip_special_tokens", "include_stop_str_in_output", "detokenize"):
             if not isinstance(getattr(self, name), bool):
-                raise RequestError(f"{name} must be true or false, not {_shown(getattr(self, name))}", parameter=name)
+                raise RequestError(
+                    f"{name} must be true or false, not {_shown(getattr(self, name))}", parameter=name
+                )
 
     def _check_stops(self) -> None:
         if len(self.stop) > MAX_STOP:
-            raise RequestError(f"stop has {len(self.stop)} strings; at most {MAX_STOP} are accepted", parameter="stop")
+            raise RequestError(
+                f"stop has {len(self.stop)} strings; at most {MAX_STOP} are accepted", parameter="stop"
+            )
         for text in self.stop:
             if not isinstance(text, str) or not 0 < len(text) <= MAX_STOP_LENGTH:  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise RequestError(
-                    f"stop must hold strings of 1 to {MAX_STOP_LENGTH} characters, not {_shown(text)}", parameter="stop"
+                    f"stop must hold strings of 1 to {MAX_STOP_LENGTH} characters, not {_shown(text)}",
+                    parameter="stop",
                 )
         if self.stop and not self.detokenize:
-            raise RequestError("stop strings need detokenize=True; use stop_token_ids instead", parameter="stop")
+            raise RequestError(
+                "stop strings need detokenize=True; use stop_token_ids instead", parameter="stop"
+            )
         for token in self.stop_token_ids:
             _integer("stop_token_ids", token, 0, 2**31)
 
@@ -130,7 +140,8 @@ class SamplingParams:
         bias: dict[Any, Any] = {_spelled_id(token): value for token, value in given.items()}  # pyright: ignore[reportUnknownVariableType,reportUnknownArgumentType]
         if len(bias) > MAX_LOGIT_BIAS:
             raise RequestError(
-                f"logit_bias has {len(bias)} entries; at most {MAX_LOGIT_BIAS} are accepted", parameter="logit_bias"
+                f"logit_bias has {len(bias)} entries; at most {MAX_LOGIT_BIAS} are accepted",
+                parameter="logit_bias",
             )
         for token, value in bias.items():
             _integer("logit_bias", token, 0, 2**31)

@@ -28,9 +28,17 @@ class DecoderLayer:
         prefix, hidden = f"model.layers.{index}", description.hidden_size
         self.input_norm = RMSNorm(weights, parts, f"{prefix}.input_layernorm", hidden, settings.norm_eps)
         self.attention = SelfAttention(
-            weights, parts, f"{prefix}.self_attn", index, hidden, description.layers[index], settings.projections
+            weights,
+            parts,
+            f"{prefix}.self_attn",
+            index,
+            hidden,
+            description.layers[index],
+            settings.projections,
         )
-        self.mlp_norm = RMSNorm(weights, parts, f"{prefix}.post_attention_layernorm", hidden, settings.norm_eps)
+        self.mlp_norm = RMSNorm(
+            weights, parts, f"{prefix}.post_attention_layernorm", hidden, settings.norm_eps
+        )
         self.mlp = GatedMLP(weights, parts, f"{prefix}.mlp", hidden, settings.intermediate_size)
 
     def __call__(
@@ -60,7 +68,9 @@ class Decoder:
         inverse = frequencies(settings.rotary)
         if weights.has("rope_freqs.weight"):  # GGUF carries Llama 3's scaling as divisors
             inverse = inverse / weights.take("rope_freqs.weight", inverse.shape[0], dtype="float32").cpu()
-        self.rotary = RotaryTable(inverse, description.context, self.embedding.weight.dtype, parts.torch_device)
+        self.rotary = RotaryTable(
+            inverse, description.context, self.embedding.weight.dtype, parts.torch_device
+        )
 
     def forward(self, inputs: StepInputs) -> Tensor:
         x = self.embedding(inputs.token_ids)  # [N, H]

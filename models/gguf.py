@@ -53,10 +53,15 @@ def gguf_mapping(name: str, architecture: str, *, interleaved: bool = False) -> 
         if missing:
             raise BadCheckpoint(f"the GGUF metadata lacks {', '.join(missing)}")
         values = {ours: metadata[f"{name}.{key}"] for ours, key in _REQUIRED.items()}
-        values |= {ours: metadata[f"{name}.{key}"] for ours, key in _OPTIONAL.items() if f"{name}.{key}" in metadata}
+        values |= {
+            ours: metadata[f"{name}.{key}"] for ours, key in _OPTIONAL.items() if f"{name}.{key}" in metadata
+        }
         scaling = metadata.get(f"{name}.rope.scaling.type", "none")
         if scaling == "linear":
-            values["rope_scaling"] = {"rope_type": "linear", "factor": metadata[f"{name}.rope.scaling.factor"]}
+            values["rope_scaling"] = {
+                "rope_type": "linear",
+                "factor": metadata[f"{name}.rope.scaling.factor"],
+            }
         elif scaling != "none":
             values["rope_scaling"] = {"rope_type": scaling}
         return values | {"architectures": [architecture]}

@@ -33,7 +33,9 @@ def _always(config: Mapping[str, Any]) -> bool:
 LLAMA = decoder(
     "LlamaForCausalLM", "llama", Differences(), gguf_mapping("llama", "LlamaForCausalLM", interleaved=True)
 )
-MISTRAL = decoder("MistralForCausalLM", "llama", Differences(windows=_everywhere, qkv_bias=_never, output_bias=_never))
+MISTRAL = decoder(
+    "MistralForCausalLM", "llama", Differences(windows=_everywhere, qkv_bias=_never, output_bias=_never)
+)
 QWEN2 = decoder(
     "Qwen2ForCausalLM",
     "llama",
@@ -41,5 +43,8 @@ QWEN2 = decoder(
     gguf_mapping("qwen2", "Qwen2ForCausalLM"),
 )
 QWEN3 = decoder(
-    "Qwen3ForCausalLM", "llama", Differences(qk_norm=True, windows=_by_layer), gguf_mapping("qwen3", "Qwen3ForCausalLM")
+    "Qwen3ForCausalLM",
+    "llama",
+    Differences(qk_norm=True, windows=_by_layer),
+    gguf_mapping("qwen3", "Qwen3ForCausalLM"),
 )

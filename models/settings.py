@@ -37,10 +37,14 @@ class Differences:
     qkv_bias: Callable[[Config], bool] = lambda config: bool(config.get("attention_bias", False))
     output_bias: Callable[[Config], bool] = lambda config: bool(config.get("attention_bias", False))
     qk_norm: bool = False
-    windows: Callable[[Config], tuple[int | None, ...]] = lambda config: (None,) * int(config["num_hidden_layers"])
+    windows: Callable[[Config], tuple[int | None, ...]] = lambda config: (
+        (None,) * int(config["num_hidden_layers"])
+    )
 
 
-def decoder(name: str, family: str, differences: Differences, gguf: GgufMapping | None = None) -> Architecture:
+def decoder(
+    name: str, family: str, differences: Differences, gguf: GgufMapping | None = None
+) -> Architecture:
     """The architecture of a decoder family."""
 
     def describe_family(config: Config) -> ModelDescription:
@@ -69,7 +73,11 @@ def describe(name: str, config: Config, differences: Differences) -> ModelDescri
         raise ConfigError(f"mlp_bias is true; {name} here has no biases in its MLP")
     shapes = tuple(
         AttentionShape(
-            num_heads=heads, num_kv_heads=kv_heads, head_dim=head_dim, scale=head_dim**-0.5, sliding_window=window
+            num_heads=heads,
+            num_kv_heads=kv_heads,
+            head_dim=head_dim,
+            scale=head_dim**-0.5,
+            sliding_window=window,
         )
         for window in differences.windows(config)
     )
@@ -119,7 +127,11 @@ def _settings(config: Config, differences: Differences, head_dim: int) -> Decode
 def _number(config: Config, key: str, default: float) -> float:
     value = config.get(key)
     value = default if value is None else value
-    if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value > 0):
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not (math.isfinite(value) and value > 0)
+    ):
         raise ConfigError(f"config.json: {key} is {value!r:.80}; a number above 0 is expected")
     return float(value)
 

@@ -34,7 +34,10 @@ def smollm2_hf(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("smollm2_hf")
     where, name = str(smollm2.parent), smollm2.name
     model = AutoModelForCausalLM.from_pretrained(
-        where, gguf_file=name, dtype=torch.float32, quantization_config=GgufConfig(gguf_file=name, dequantize=True)
+        where,
+        gguf_file=name,
+        dtype=torch.float32,
+        quantization_config=GgufConfig(gguf_file=name, dequantize=True),
     )
     model.config.architectures = ["LlamaForCausalLM"]
     if hasattr(model.config, "quantization_config"):
@@ -87,20 +90,20 @@ def _make_tiny(folder: Path, family: str, overrides: dict[str, Any]) -> Path:
         "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
         "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM),
     }[family]
-    config: dict[str, Any] = dict(
-        vocab_size=SMALL_VOCABULARY,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        max_position_embeddings=512,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-        tie_word_embeddings=False,
-    )
+    config: dict[str, Any] = {
+        "vocab_size": SMALL_VOCABULARY,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "max_position_embeddings": 512,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+        "tie_word_embeddings": False,
+    }
     torch.manual_seed(0)
     model = model_class(config_class(**(config | overrides)))
     with torch.no_grad():
@@ -142,7 +145,23 @@ def write_byte_tokenizer(folder: Path) -> None:
 def prompts() -> list[list[int]]:
     """32 prompts of 5 to 400 tokens of the default model's vocabulary, some of which begin alike."""
     rng = random.Random(3)
-    lengths = [5, 6, 9, 15, 16, 17, 31, 32, 33, 47, 48, 49, 64, 400, *(rng.randint(5, 300) for _ in range(18))]
+    lengths = [
+        5,
+        6,
+        9,
+        15,
+        16,
+        17,
+        31,
+        32,
+        33,
+        47,
+        48,
+        49,
+        64,
+        400,
+        *(rng.randint(5, 300) for _ in range(18)),
+    ]
     made = [[rng.randrange(100, 49000) for _ in range(length)] for length in lengths]
     for i in range(20, 26):
         made[i] = made[13][:120] + made[i]

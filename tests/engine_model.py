@@ -109,7 +109,9 @@ class Oracle:
         check_shape(self.scheduler, batch)
         self._move(batch)
         prints = self._write(batch)
-        spoiled = self._spoil(batch, {i for i, part in enumerate(batch.sequences) if part.sequence_id in errors})
+        spoiled = self._spoil(
+            batch, {i for i, part in enumerate(batch.sequences) if part.sequence_id in errors}
+        )
         results = [
             self._result(part, prints[i], i in spoiled, part.sequence_id in errors)
             for i, part in enumerate(batch.sequences)
@@ -158,14 +160,18 @@ class Oracle:
         while known != len(spoiled):
             known = len(spoiled)
             for i, part in enumerate(batch.sequences):
-                if i not in spoiled and any(self.slots[g].get(slot) == GARBAGE for g, _, slot in self._read(part)):
+                if i not in spoiled and any(
+                    self.slots[g].get(slot) == GARBAGE for g, _, slot in self._read(part)
+                ):
                     spoiled.add(i)
                 if i in spoiled:
                     for g, _, slot in self._slots(part, part.start, part.start + part.num_tokens):
                         self.slots[g][slot] = GARBAGE
         return spoiled
 
-    def _result(self, part: ScheduledSequence, prints: list[bytes], spoiled: bool, fails: bool) -> SequenceResult:
+    def _result(
+        self, part: ScheduledSequence, prints: list[bytes], spoiled: bool, fails: bool
+    ) -> SequenceResult:
         for g, position, slot in self._read(part):
             found = self.slots[g].get(slot)
             right = found == prints[position] or (spoiled and found == GARBAGE)

@@ -33,7 +33,9 @@ class Reference:
             best = int(row.argmax())
             if best != token:
                 gap = float(row[best] - row[token])
-                return None if gap <= TIE else f"step {step}: {token} instead of {best}, {gap:.5f} less likely"
+                return (
+                    None if gap <= TIE else f"step {step}: {token} instead of {best}, {gap:.5f} less likely"
+                )
         return None
 
 

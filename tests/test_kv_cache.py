@@ -249,16 +249,31 @@ class TestWindow:
         assert cache.match_prefix(sequence) == 16
         assert list(sequence.blocks[0][:2]) == [0, 0] and all(sequence.blocks[0][2:])
 
+    def test_a_gap_in_what_it_sees_is_a_gap(self) -> None:
+        cache = make_cache(window(6), num_blocks=4)
+        remember_in_chunks(cache, range(16))
+        compute(
+            cache, make_sequence(range(50, 59))
+        )  # takes blocks 0 and 1, passed long ago, and then the last
+        assert found(cache, range(17)) == 0, "only block 2 is left, and nothing can be continued from it"
+
     def test_the_groups_agree_on_the_longest_prefix_that_all_have(self) -> None:
-        cache = KVCache((FULL, window(6)), [20, 4], SIZE, True)
-        remember_in_chunks(cache, range(12))
-        assert found(cache, range(13)) == 12
-        spoil = make_sequence([7], num_groups=2)
-        compute(cache, spoil)
-        compute(cache, make_sequence([8], num_groups=2))  # two of the window's three blocks are gone
-        assert found(cache, range(13)) in (0, 4)
-        for table in spoil.blocks:
-            assert len(table) == 1
+        cache = KVCache((FULL, window(6)), [5, 21], SIZE, True)
+        remember_in_chunks(cache, range(16))
+        assert found(cache, range(17)) == 16
+        compute(cache, make_sequence([7], num_groups=2))  # takes the last block of the full group
+        assert found(cache, range(17)) == 12
+
+    def test_they_agree_again_when_one_has_less_than_that(self) -> None:
+        cache = KVCache((FULL, window(6)), [6, 6], SIZE, True)
+        remember_in_chunks(cache, range(16))
+        other = make_sequence(range(50, 56), num_groups=2)
+        compute(
+            cache, other
+        )  # one block of each group was free; the others: the full one's last, the window's first
+        assert found(cache, range(17)) == 12
+        compute(cache, make_sequence([7], num_groups=2))  # the full group keeps 0 and 1, the window 2 and 3
+        assert found(cache, range(17)) == 0
 
 
 def remember_in_chunks(cache: KVCache, token_ids: Items[int]) -> None:

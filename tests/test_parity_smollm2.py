@@ -116,7 +116,9 @@ class TestBfloat16:
         few = [p for p in prompts if len(p) > 20][:8]
         yield few, [torch.log_softmax(reference.logits(p)[-1], -1) for p in few]
 
-    def test_logprobs_stay_within_the_rounding_of_the_format(self, smollm2_hf: Path, prompts_and_logits: Any) -> None:
+    def test_logprobs_stay_within_the_rounding_of_the_format(
+        self, smollm2_hf: Path, prompts_and_logits: Any
+    ) -> None:
         few, expected = prompts_and_logits
         with LLM(str(smollm2_hf), platform="cpu", dtype="bfloat16") as llm:
             params = SamplingParams(temperature=0, max_tokens=1, logprobs=20)

@@ -29,7 +29,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             }
         },
     ),
-    "llama linear rotary": ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}}),
+    "llama linear rotary": (
+        "llama",
+        {"rope_scaling": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}},
+    ),
     "mistral": ("mistral", {"sliding_window": None}),
     "mistral with a window of 20": ("mistral", {"sliding_window": 20}),
     "qwen2": ("qwen2", {}),

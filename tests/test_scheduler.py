@@ -200,6 +200,18 @@ class TestPreemption:
         assert starts[0] == 0 and starts[1] > 0
         assert young.num_cached == 0, "its own work is no hit"
 
+    def test_what_it_computes_again_can_be_found_by_others(self) -> None:
+        scheduler = make_scheduler(num_blocks=5)
+        one(scheduler, list(range(100, 108)), max_tokens=8)
+        young = one(scheduler, list(range(1, 9)), max_tokens=9)
+        oracle = Oracle(scheduler)
+        run(oracle)
+        assert scheduler.statistics.num_preemptions > 0
+        assert answer(young)
+        other = one(scheduler, [*young.token_ids[:16], 7])
+        run(oracle)
+        assert other.num_cached == 16
+
 
 class TestAnswers:
     def test_the_prompt_of_several_answers_is_computed_once(self) -> None:
@@ -335,6 +347,19 @@ class TestFailure:
 
         assert batch is not None and batch.sequences[0].start == 0
         assert borrower.state is State.FINISHED and answer(borrower) == []
+
+    def test_and_what_it_borrowed_is_not_lent_again(self) -> None:
+        scheduler = make_scheduler()
+        oracle = Oracle(scheduler)
+        prompt = list(range(1, 14))
+        one(scheduler, prompt, max_tokens=1)
+        run(oracle)
+        borrower = one(scheduler, prompt, priority=1)
+        oracle.step(errors=frozenset({borrower.sequence_id}))
+        other = one(scheduler, prompt)
+        scheduler.abort(borrower.request.request_id)
+        run(oracle)
+        assert other.num_cached == 0
 
     def test_its_neighbours_in_the_step_go_on(self) -> None:
         scheduler = make_scheduler()

@@ -23,6 +23,7 @@ class Scenario:
     shared_blocks: int = 0
 
     def spec(self, dtype: str, block_size: int) -> AttentionSpec:
+        """What a model would ask of a platform for it."""
         return AttentionSpec(
             num_heads=self.num_heads,
             num_kv_heads=self.num_kv_heads,

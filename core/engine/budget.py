@@ -29,7 +29,9 @@ def cache_groups(description: ModelDescription) -> tuple[CacheGroup, ...]:
     for index, shape in enumerate(description.layers):
         layers.setdefault(shape.sliding_window, []).append(index)
     return tuple(
-        CacheGroup(name="full" if window is None else f"window_{window}", layers=tuple(indices), window=window)
+        CacheGroup(
+            name="full" if window is None else f"window_{window}", layers=tuple(indices), window=window
+        )
         for window, indices in layers.items()
     )
 
@@ -45,7 +47,11 @@ def check_weights(settings: Settings, weight_bytes: int, free_bytes: int) -> Non
 
 
 def plan_cache(
-    settings: Settings, groups: Sequence[CacheGroup], block_bytes: Sequence[int], alignment: int, free_bytes: int
+    settings: Settings,
+    groups: Sequence[CacheGroup],
+    block_bytes: Sequence[int],
+    alignment: int,
+    free_bytes: int,
 ) -> CachePlan:
     """Spend the cache's memory on blocks.
 
@@ -87,10 +93,14 @@ class _Sizes:
         self.reserved = sum(block_bytes)  # block 0 of each group
 
     def of(self, num_tokens: int) -> list[int]:
-        return [blocks_needed(self._held(group, num_tokens), self._settings.block_size) for group in self._groups]
+        return [
+            blocks_needed(self._held(group, num_tokens), self._settings.block_size) for group in self._groups
+        ]
 
     def bytes_of(self, num_tokens: int) -> int:
-        return self.reserved + sum(n * size for n, size in zip(self.of(num_tokens), self._block_bytes, strict=True))
+        return self.reserved + sum(
+            n * size for n, size in zip(self.of(num_tokens), self._block_bytes, strict=True)
+        )
 
     def _held(self, group: CacheGroup, num_tokens: int) -> int:
         if group.window is None:

@@ -33,7 +33,9 @@ def _silent(message: str) -> None:
     return
 
 
-def build_engine(config: EngineConfig, progress: Progress = _silent, *, plugins: Plugins | None = None) -> Engine:
+def build_engine(
+    config: EngineConfig, progress: Progress = _silent, *, plugins: Plugins | None = None
+) -> Engine:
     """Find platform and model, resolve every "auto", load, and allocate the cache.
 
     Raises the CoreError of whatever is wrong; nothing is left behind.
@@ -46,7 +48,10 @@ def build_engine(config: EngineConfig, progress: Progress = _silent, *, plugins:
         tokenizer_path = locate_model(config.tokenizer, None, plugins.sources, plugins.aliases, progress)
     checkpoint = open_checkpoint(path, plugins.architectures)
     context = _context(config, platform, device, checkpoint, plugins.architectures)
-    eos, defaults = eos_token_ids(checkpoint, context.description.vocab_size), sampling_defaults(config, checkpoint)
+    eos, defaults = (
+        eos_token_ids(checkpoint, context.description.vocab_size),
+        sampling_defaults(config, checkpoint),
+    )
     runner = _runner(context)
     progress(f"loading {config.model} in {context.settings.dtype} on {platform.name}")
     plan = _load(runner, context)
@@ -138,14 +143,17 @@ def find_architecture(checkpoint: Checkpoint, architectures: Mapping[str, Archit
     given: Any = checkpoint.config.get("architectures")
     names = cast(list[Any], given) if isinstance(given, list) else []
     if not names or not all(isinstance(name, str) for name in names):
-        raise BadCheckpoint(f"{checkpoint.path}: config.json names no architecture; expected \"architectures\": [...]")
+        raise BadCheckpoint(
+            f'{checkpoint.path}: config.json names no architecture; expected "architectures": [...]'
+        )
     for name in names:
         if name in architectures:
             return architectures[name]
     close = get_close_matches(str(names[0]), architectures, n=3, cutoff=0.4)
     hint = f"closest: {', '.join(close)}; " if close else ""
+    supported = ", ".join(sorted(architectures))
     raise UnsupportedArchitecture(
-        f"{checkpoint.path} is a {names[0]}, which no plugin brings; {hint}supported: {', '.join(sorted(architectures))}"
+        f"{checkpoint.path} is a {names[0]}, which no plugin brings; {hint}supported: {supported}"
     )
 
 

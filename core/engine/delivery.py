@@ -50,7 +50,9 @@ class Delivery:
             output = CompletionOutput(index)
             if params.logprobs is not None:
                 output.logprobs, output.cumulative_logprob = [], 0.0
-            answers.append(_Answer(output, detokenizer, StopChecker(params.stop, params.include_stop_str_in_output)))
+            answers.append(
+                _Answer(output, detokenizer, StopChecker(params.stop, params.include_stop_str_in_output))
+            )
         output = RequestOutput(
             request_id=request.request_id,
             prompt=prompt,

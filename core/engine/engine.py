@@ -9,9 +9,9 @@ from typing import Any
 
 import msgspec
 
+from core.config import Settings
 from core.contracts.platform import SchedulingLimits
 from core.contracts.runner import CacheGroup, Runner, SequenceResult, TokenLogprobs
-from core.config import Settings
 from core.engine.kv_cache import KVCache
 from core.engine.request import Request, Sequence, SequenceLimits
 from core.engine.scheduler import Scheduler
@@ -134,6 +134,7 @@ class Engine:
         return [self._delta(sequence, result, reason) for sequence, result, reason in changes]
 
     def statistics(self) -> EngineStatistics:
+        """How things stand between two steps."""
         scheduler = self.scheduler
         return EngineStatistics(
             num_running=len(scheduler.running),

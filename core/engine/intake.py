@@ -43,7 +43,9 @@ class Intake:
             token_ids = self._tokenizer().encode(prompt, add_special_tokens=add_special_tokens)
         else:
             if not isinstance(prompt, Sequence) or isinstance(prompt, bytes | bytearray):  # pyright: ignore[reportUnnecessaryIsInstance]
-                raise RequestError(f"a prompt is a text or a list of token ids, not {prompt!r:.80}", parameter="prompt")
+                raise RequestError(
+                    f"a prompt is a text or a list of token ids, not {prompt!r:.80}", parameter="prompt"
+                )
             token_ids = list(prompt)
             self._check_ids(token_ids, "prompt")
         return self._request(token_ids, params, request_id, priority, cache_salt)

@@ -28,7 +28,9 @@ def first_needed(group: CacheGroup, num_computed: int, block_size: int) -> int:
 class KVCache:
     """The block tables of all sequences, in every cache group alike."""
 
-    def __init__(self, groups: Items[CacheGroup], num_blocks: Items[int], block_size: int, prefix_caching: bool) -> None:
+    def __init__(
+        self, groups: Items[CacheGroup], num_blocks: Items[int], block_size: int, prefix_caching: bool
+    ) -> None:
         self.groups = tuple(groups)
         self.pools = tuple(BlockPool(count) for count in num_blocks)
         self.block_size = block_size
@@ -166,7 +168,11 @@ class KVCache:
     def _hash(self, sequence: Sequence) -> None:
         """Extend the sequence's chain of hashes over all its full blocks."""
         hashes, size = sequence.hashes, self.block_size
-        parent = hashes[-1] if hashes else hashlib.sha256(self._root + sequence.request.cache_salt.encode()).digest()
+        parent = (
+            hashes[-1]
+            if hashes
+            else hashlib.sha256(self._root + sequence.request.cache_salt.encode()).digest()
+        )
         for start in range(len(hashes) * size, len(sequence.token_ids) - size + 1, size):
             tokens = array("q", sequence.token_ids[start : start + size]).tobytes()
             parent = hashlib.sha256(parent + tokens).digest()

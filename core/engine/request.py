@@ -108,5 +108,3 @@ def sequences_of(
             )
         )
     return sequences
-
-

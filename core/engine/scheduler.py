@@ -53,7 +53,9 @@ class SchedulerStatistics:
 class Scheduler:
     """Every sequence that is not finished, and the blocks they own."""
 
-    def __init__(self, settings: Settings, cache: KVCache, shapes: SchedulingLimits, limits: SequenceLimits) -> None:
+    def __init__(
+        self, settings: Settings, cache: KVCache, shapes: SchedulingLimits, limits: SequenceLimits
+    ) -> None:
         self.cache = cache
         self.limits = limits
         self.statistics = SchedulerStatistics()
@@ -107,7 +109,9 @@ class Scheduler:
                 return self._batch(plan)
         return None
 
-    def update(self, batch: Batch, results: list[SequenceResult]) -> list[tuple[Sequence, SequenceResult, str | None]]:
+    def update(
+        self, batch: Batch, results: list[SequenceResult]
+    ) -> list[tuple[Sequence, SequenceResult, str | None]]:
         """Take a step's results in: append tokens, finish sequences. Returns (sequence, result, finish reason)."""
         by_id = {s.sequence_id: s for s in self.running}
         changes: list[tuple[Sequence, SequenceResult, str | None]] = []
@@ -258,5 +262,3 @@ class Scheduler:
             stop_ids=sequence.stop_ids,
             seed=sequence.seed,
         )
-
-

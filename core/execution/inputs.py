@@ -54,7 +54,9 @@ def prepare(batch: Batch, *, block_size: int, token_multiple: int, device: str) 
         tables = _block_tables(parts, g, lengths, block_size)
         real = positions[: batch.num_tokens]
         slots = np.zeros(padded, dtype=np.int64)
-        slots[: batch.num_tokens] = tables[owner, real // block_size].astype(np.int64) * block_size + real % block_size
+        slots[: batch.num_tokens] = (
+            tables[owner, real // block_size].astype(np.int64) * block_size + real % block_size
+        )
         return AttentionBatch(
             query_lens=tuple(counts.tolist()),
             lengths=tuple(lengths.tolist()),
@@ -79,14 +81,18 @@ def _tensor(values: NDArray[np.generic], device: str) -> Tensor:
     return torch.from_numpy(values).to(device)  # pyright: ignore[reportUnknownMemberType]
 
 
-def _fill_token_ids(out: Ints, parts: Sequence[ScheduledSequence], num_decodes: int, query_start: Ints) -> None:
+def _fill_token_ids(
+    out: Ints, parts: Sequence[ScheduledSequence], num_decodes: int, query_start: Ints
+) -> None:
     out[:num_decodes] = [part.token_ids[part.start] for part in parts[:num_decodes]]
     for i in range(num_decodes, len(parts)):
         part = parts[i]
         out[query_start[i] : query_start[i + 1]] = part.token_ids[part.start : part.start + part.num_tokens]
 
 
-def _block_tables(parts: Sequence[ScheduledSequence], g: int, lengths: Ints, block_size: int) -> NDArray[np.int32]:
+def _block_tables(
+    parts: Sequence[ScheduledSequence], g: int, lengths: Ints, block_size: int
+) -> NDArray[np.int32]:
     """[num_seqs, max_blocks], zero beyond each length."""
     tables = np.zeros((len(parts), -(-int(lengths.max()) // block_size)), dtype=np.int32)
     for i, part in enumerate(parts):

@@ -27,7 +27,12 @@ class ModelRunner(Runner):
     """Holds one model and its cache on one device."""
 
     def __init__(self, context: RunnerContext) -> None:
-        settings, platform, device, ledger = context.settings, context.platform, context.device, context.ledger
+        settings, platform, device, ledger = (
+            context.settings,
+            context.platform,
+            context.device,
+            context.ledger,
+        )
         self.context = context
         self.device = device.torch_device
         self.execution = dispatch.resolve_execution(platform, device, ledger)
@@ -69,7 +74,7 @@ class ModelRunner(Runner):
             caches.append(LayerCache(keys, values, layout.block_axis))
         self.caches = tuple(caches)
         total = sum(2 * cache.keys.nbytes for cache in caches)
-        self.context.ledger.record("kv_cache", self.context.platform.name, format_bytes(total))
+        self.context.ledger.record("kv_cache", "core", format_bytes(total))
 
     @torch.inference_mode()
     def step(self, batch: Batch) -> list[SequenceResult]:
@@ -128,8 +133,10 @@ class ModelRunner(Runner):
             return
         following = part.token_ids[part.start + 1 : part.start + 1 + hidden.shape[0]]
         chosen = torch.tensor(following, device=hidden.device)
-        for piece, ids in zip(hidden.split(_PROMPT_LOGITS_ROWS), chosen.split(_PROMPT_LOGITS_ROWS), strict=True):
-            result.prompt_logprobs += top_logprobs(self.model.logits(piece), ids, part.params.prompt_logprobs)
+        for first in range(0, len(following), _PROMPT_LOGITS_ROWS):
+            rows = slice(first, first + _PROMPT_LOGITS_ROWS)
+            logits = self.model.logits(hidden[rows])
+            result.prompt_logprobs += top_logprobs(logits, chosen[rows], part.params.prompt_logprobs)
 
     def _resolve_attention(self) -> tuple[Attention, ...]:
         context, settings = self.context, self.context.settings
@@ -148,7 +155,9 @@ class ModelRunner(Runner):
         ]
         for spec in specs:
             if spec not in resolved:
-                resolved[spec] = dispatch.resolve_attention(context.platform, context.device, spec, context.ledger)
+                resolved[spec] = dispatch.resolve_attention(
+                    context.platform, context.device, spec, context.ledger
+                )
         return tuple(resolved[spec] for spec in specs)
 
     def _move_blocks(self, batch: Batch) -> None:

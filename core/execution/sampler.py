@@ -33,9 +33,9 @@ class Sampler:
         if not rows:
             return
         likeliest, greedy = logits.max(dim=-1)
-        healthy = torch.isfinite(likeliest).tolist()
+        healthy: list[bool] = listed(torch.isfinite(likeliest))
         if all(row.params.greedy and _plain(row) for row in rows):
-            token_ids = greedy.tolist()
+            token_ids: list[int] = listed(greedy)
             raw = logits
         else:
             raw = logits.float()
@@ -65,7 +65,7 @@ class Sampler:
             torch.tensor([p.min_p for p in params], device=device, dtype=torch.float32),
             torch.from_numpy(uniforms(rows)).to(device),  # pyright: ignore[reportUnknownMemberType]
         )
-        return chosen.tolist()
+        return listed(chosen)
 
 
 def top_logprobs(logits: Tensor, chosen: Tensor, count: int) -> list[TokenLogprobs]:
@@ -78,11 +78,17 @@ def top_logprobs(logits: Tensor, chosen: Tensor, count: int) -> list[TokenLogpro
     own = logprobs.gather(1, chosen[:, None])  # [R, 1]
     ranks = (logprobs > own).sum(dim=-1) + 1
     values, ids = logprobs.topk(count, dim=-1)
-    columns = zip(chosen.tolist(), own[:, 0].tolist(), ranks.tolist(), ids.tolist(), values.tolist(), strict=True)
+    columns = (listed(column) for column in (chosen, own[:, 0], ranks, ids, values))
     return [
         TokenLogprobs([token, *top], [logprob, *tops], [rank, *range(1, count + 1)])
-        for token, logprob, rank, top, tops in columns
+        for token, logprob, rank, top, tops in zip(*columns, strict=True)
     ]
+
+
+def listed(tensor: Tensor) -> list[Any]:
+    """A tensor's elements as Python values, nested by its axes."""
+    values: Any = tensor
+    return values.tolist()
 
 
 def uniforms(rows: Rows) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -119,7 +125,9 @@ def _apply_bias(logits: Tensor, rows: Rows) -> None:
     for i, row in enumerate(rows):
         if row.params.logit_bias:
             ids = torch.tensor(list(row.params.logit_bias), device=logits.device)
-            values = torch.tensor(list(row.params.logit_bias.values()), device=logits.device, dtype=logits.dtype)
+            values = torch.tensor(
+                list(row.params.logit_bias.values()), device=logits.device, dtype=logits.dtype
+            )
             logits[i].index_add_(0, ids, values)
 
 

@@ -40,7 +40,9 @@ class SelfAttention:
         self._sizes = (query_size, kv_size, kv_size)
         names = [f"{prefix}.{name}_proj" for name in "qkv"]
         self._qkv = Linear(weights, parts, names, self._sizes, hidden, bias=settings.qkv_bias)
-        self._output = Linear(weights, parts, [f"{prefix}.o_proj"], [hidden], query_size, bias=settings.output_bias)
+        self._output = Linear(
+            weights, parts, [f"{prefix}.o_proj"], [hidden], query_size, bias=settings.output_bias
+        )
         self._norms: tuple[RMSNorm, RMSNorm] | None = None
         if settings.qk_norm_eps is not None:
             self._norms = (
@@ -50,7 +52,7 @@ class SelfAttention:
 
     def __call__(self, x: Tensor, inputs: StepInputs, cos: Tensor, sin: Tensor) -> Tensor:
         shape, cache, plan = self._shape, inputs.caches[self._index], inputs.plans[self._index]
-        query, key, value = self._qkv(x).split(self._sizes, dim=-1)
+        query, key, value = self._qkv(x).split_with_sizes(self._sizes, dim=-1)
         query = query.reshape(-1, shape.num_heads, shape.head_dim)  # [N, Hq, D]
         key = key.reshape(-1, shape.num_kv_heads, shape.head_dim)  # [N, Hkv, D]
         value = value.reshape(-1, shape.num_kv_heads, shape.head_dim)

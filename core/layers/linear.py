@@ -12,10 +12,23 @@ class Linear:
     """x [N, in] -> [N, out], with several checkpoint weights of the same input stacked into one."""
 
     def __init__(
-        self, weights: Weights, parts: Parts, names: Sequence[str], outputs: Sequence[int], inputs: int, *, bias: bool
+        self,
+        weights: Weights,
+        parts: Parts,
+        names: Sequence[str],
+        outputs: Sequence[int],
+        inputs: int,
+        *,
+        bias: bool,
     ) -> None:
-        weight = _stack([weights.take(f"{n}.weight", out, inputs) for n, out in zip(names, outputs, strict=True)])
-        offset = _stack([weights.take(f"{n}.bias", out) for n, out in zip(names, outputs, strict=True)]) if bias else None
+        weight = _stack(
+            [weights.take(f"{n}.weight", out, inputs) for n, out in zip(names, outputs, strict=True)]
+        )
+        offset = (
+            _stack([weights.take(f"{n}.bias", out) for n, out in zip(names, outputs, strict=True)])
+            if bias
+            else None
+        )
         self._apply = parts.kernels.linear(weight, offset)
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -35,7 +35,9 @@ def frequencies(settings: RotarySettings) -> Tensor:
     if kind == "llama3":
         return _llama3(inverse, settings.scaling)
     if kind != "default":
-        raise ConfigError(f"rope_type is {kind!r}; this engine knows {', '.join(SCALINGS)}", setting="rope_scaling")
+        raise ConfigError(
+            f"rope_type is {kind!r}; this engine knows {', '.join(SCALINGS)}", setting="rope_scaling"
+        )
     return inverse
 
 

@@ -110,7 +110,9 @@ class CpuAttention(Attention):
         keys = self._gather(cache.keys, decodes)
         values = self._gather(cache.values, decodes)
         values.view(-1, spec.head_dim).index_fill_(0, decodes.garbage, 0.0)
-        grouped = (query * spec.scale).view(batch, spec.num_kv_heads, self.group, spec.head_dim).transpose(0, 1)
+        grouped = (
+            (query * spec.scale).view(batch, spec.num_kv_heads, self.group, spec.head_dim).transpose(0, 1)
+        )
         grouped = grouped.reshape(-1, self.group, spec.head_dim)  # [Hkv * B, G, D]
         scores = torch.bmm(grouped, keys.transpose(1, 2)).view(spec.num_kv_heads, batch, self.group, length)
         # Softmax accumulates in float32 whatever it is given; the products round to the model dtype anyway.
@@ -145,7 +147,9 @@ class CpuAttention(Attention):
 
     def _prompt(self, query: Tensor, cache: LayerCache, prompt: _Prompt) -> Tensor:
         count = prompt.length - prompt.skipped
-        keys, values = (self._expanded(storage, prompt.blocks, count) for storage in (cache.keys, cache.values))
+        keys, values = (
+            self._expanded(storage, prompt.blocks, count) for storage in (cache.keys, cache.values)
+        )
         attended = F.scaled_dot_product_attention(
             query.transpose(0, 1)[None],  # [1, Hq, T, D]
             keys,
