@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, cast
 
 from core.config import EngineConfig, resolve
@@ -42,16 +43,11 @@ def build_engine(
     """
     plugins = plugins or load_plugins()
     platform, device = plugins.select_platform(config.platform)
-    path = locate_model(config.model, config.revision, plugins.sources, plugins.aliases, progress)
-    tokenizer_path = path
-    if config.tokenizer is not None:
-        tokenizer_path = locate_model(config.tokenizer, None, plugins.sources, plugins.aliases, progress)
+    path, tokenizer_path = _paths(config, plugins, progress)
     checkpoint = open_checkpoint(path, plugins.architectures)
     context = _context(config, platform, device, checkpoint, plugins.architectures)
-    eos, defaults = (
-        eos_token_ids(checkpoint, context.description.vocab_size),
-        sampling_defaults(config, checkpoint),
-    )
+    eos = eos_token_ids(checkpoint, context.description.vocab_size)
+    defaults = sampling_defaults(config, checkpoint)
     runner = _runner(context)
     progress(f"loading {config.model} in {context.settings.dtype} on {platform.name}")
     plan = _load(runner, context)
@@ -81,6 +77,14 @@ def build_engine(
         runner=runner,
         ledger=context.ledger,
     )
+
+
+def _paths(config: EngineConfig, plugins: Plugins, progress: Progress) -> tuple[Path, Path]:
+    """Where the model is, and where its tokenizer is."""
+    path = locate_model(config.model, config.revision, plugins.sources, plugins.aliases, progress)
+    if config.tokenizer is None:
+        return path, path
+    return path, locate_model(config.tokenizer, None, plugins.sources, plugins.aliases, progress)
 
 
 def _context(
