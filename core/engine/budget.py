@@ -61,7 +61,7 @@ def plan_cache(
     free_bytes  on the device, now that the weights are loaded
     Raises InsufficientMemory naming the numbers and the setting to change.
     """
-    sizes = _Sizes(settings, groups, block_bytes)
+    sizes = _Sizes(settings, groups, block_bytes, alignment)
     asked = settings.kv_cache_memory
     budget = free_bytes // 2 if asked is None else asked
     if budget > free_bytes:
@@ -71,36 +71,41 @@ def plan_cache(
             setting="kv_cache_memory",
         )
     length = _fitting_length(sizes, settings, budget)
-    one = sizes.of(length)
-    useful = sum(one[g] * settings.max_num_seqs * block_bytes[g] for g in range(len(groups)))
-    spent = min(budget - sizes.reserved, useful)
-    share = spent / sum(count * size for count, size in zip(one, block_bytes, strict=True))
+    least, one = sizes.least(length), sizes.of(length)
+    one_bytes = sum(count * size for count, size in zip(one, block_bytes, strict=True))
+    extra = min(budget - sizes.bytes_of(length), one_bytes * (settings.max_num_seqs - 1))
     num_blocks = tuple(
-        _aligned(max(int(one[g] * share), one[g]) + 1, group, block_bytes[g], alignment, minimum=one[g] + 1)
-        for g, group in enumerate(groups)
+        least[g] + one[g] * extra // one_bytes // multiple * multiple for g, multiple in enumerate(sizes.multiples)
     )
     total = sum(count * size for count, size in zip(num_blocks, block_bytes, strict=True))
     return CachePlan(num_blocks=num_blocks, max_model_len=length, total_bytes=total)
 
 
 class _Sizes:
-    """Blocks that one sequence needs at once, per group, by its length in tokens."""
+    """Blocks that one sequence needs at once, per group, by its length in tokens.
 
-    def __init__(self, settings: Settings, groups: Sequence[CacheGroup], block_bytes: Sequence[int]) -> None:
+    multiples  per group, every layer's storage is a multiple of `alignment` bytes for this many blocks
+    """
+
+    def __init__(
+        self, settings: Settings, groups: Sequence[CacheGroup], block_bytes: Sequence[int], alignment: int
+    ) -> None:
         self._settings = settings
         self._groups = groups
         self._block_bytes = block_bytes
-        self.reserved = sum(block_bytes)  # block 0 of each group
+        storages = [size // (2 * len(group.layers)) for group, size in zip(groups, block_bytes, strict=True)]
+        self.multiples = [alignment // gcd(alignment, storage) for storage in storages]
 
     def of(self, num_tokens: int) -> list[int]:
-        return [
-            blocks_needed(self._held(group, num_tokens), self._settings.block_size) for group in self._groups
-        ]
+        return [blocks_needed(self._held(group, num_tokens), self._settings.block_size) for group in self._groups]
+
+    def least(self, num_tokens: int) -> list[int]:
+        """What must be allocated: block 0 too, rounded up to the alignment."""
+        counts = zip(self.of(num_tokens), self.multiples, strict=True)
+        return [-(-(count + 1) // multiple) * multiple for count, multiple in counts]
 
     def bytes_of(self, num_tokens: int) -> int:
-        return self.reserved + sum(
-            n * size for n, size in zip(self.of(num_tokens), self._block_bytes, strict=True)
-        )
+        return sum(count * size for count, size in zip(self.least(num_tokens), self._block_bytes, strict=True))
 
     def _held(self, group: CacheGroup, num_tokens: int) -> int:
         if group.window is None:
@@ -132,11 +137,3 @@ def _fitting_length(sizes: _Sizes, settings: Settings, budget: int) -> int:
             setting="kv_cache_memory",
         )
     return low
-
-
-def _aligned(count: int, group: CacheGroup, block_bytes: int, alignment: int, minimum: int) -> int:
-    """The count rounded so that every layer's storage is a multiple of `alignment` bytes."""
-    storage = block_bytes // (2 * len(group.layers))
-    multiple = alignment // gcd(alignment, storage)
-    rounded = count // multiple * multiple
-    return rounded if rounded >= minimum else rounded + multiple

@@ -1,11 +1,13 @@
 """From what the user asked for to a running engine, in the order in which things can go wrong cheaply."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
 
 from core.config import EngineConfig, resolve
+from core.contracts.attention import AttentionSpec
 from core.contracts.model import Architecture
 from core.contracts.platform import Device, Platform
 from core.contracts.runner import Runner, RunnerContext
@@ -50,7 +52,11 @@ def build_engine(
     defaults = sampling_defaults(config, checkpoint)
     runner = _runner(context)
     progress(f"loading {config.model} in {context.settings.dtype} on {platform.name}")
-    plan = _load(runner, context)
+    try:
+        plan = _load(runner, context)
+    except BaseException:
+        runner.close()
+        raise
     info = EngineInfo(
         model=config.model,
         model_path=str(path),
@@ -131,7 +137,18 @@ def _load(runner: Runner, context: RunnerContext) -> CachePlan:
     return plan
 
 
+def _check_layers(context: RunnerContext) -> None:
+    """The device's manifest must accept every layer, whoever runs it."""
+    from core.execution.dispatch import check_capabilities
+
+    settings = context.settings
+    for shape in dict.fromkeys(context.description.layers):
+        spec = AttentionSpec(**asdict(shape), dtype=settings.dtype, block_size=settings.block_size)
+        check_capabilities(context.platform, context.capabilities, spec)
+
+
 def _runner(context: RunnerContext) -> Runner:
+    _check_layers(context)
     own = context.platform.runner(context)
     if own is not None:
         context.ledger.record("runner", context.platform.name, type(own).__name__)

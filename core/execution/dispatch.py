@@ -57,7 +57,7 @@ def resolve_attention(platform: Platform, device: Device, spec: AttentionSpec, l
 
     Raises UnsupportedShape when the device's manifest excludes the spec, whoever would serve it.
     """
-    _check_capabilities(platform, platform.capabilities(device), spec)
+    check_capabilities(platform, platform.capabilities(device), spec)
     try:
         own, reason = platform.attention(spec, device), "has none of its own"
     except UnsupportedShape as error:
@@ -132,7 +132,8 @@ def _composition(kernel: Kernel, providers: Mapping[str, str]) -> str:
     return "of " + ", ".join(f"{part} ({providers[part]})" for part in kernel.composed)
 
 
-def _check_capabilities(platform: Platform, capabilities: Capabilities, spec: AttentionSpec) -> None:
+def check_capabilities(platform: Platform, capabilities: Capabilities, spec: AttentionSpec) -> None:
+    """Raises UnsupportedShape when the device's manifest excludes layers of this spec."""
     if capabilities.head_dims is not None and spec.head_dim not in capabilities.head_dims:
         accepted = ", ".join(map(str, capabilities.head_dims))
         raise UnsupportedShape(f"head_dim is {spec.head_dim}; platform {platform.name} accepts {accepted}")
