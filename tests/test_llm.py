@@ -361,6 +361,12 @@ def test_the_model_may_be_a_path_object(tiny_llama: Path) -> None:
         assert llm.info.model == str(tiny_llama)
 
 
+def test_the_callers_own_arithmetic_keeps_its_smallest_numbers(llm: LLM) -> None:
+    ids(llm, TEXTS)
+    smallest = float.fromhex("0x1p-1074")
+    assert smallest * 1.0 > 0.0
+
+
 def test_the_ledger_says_what_was_chosen(llm: LLM) -> None:
     choices = {choice.what: choice.provider for choice in llm.ledger.choices}
     assert choices["platform"] == "cpu"

@@ -75,7 +75,8 @@ def plan_cache(
     one_bytes = sum(count * size for count, size in zip(one, block_bytes, strict=True))
     extra = min(budget - sizes.bytes_of(length), one_bytes * (settings.max_num_seqs - 1))
     num_blocks = tuple(
-        least[g] + one[g] * extra // one_bytes // multiple * multiple for g, multiple in enumerate(sizes.multiples)
+        least[g] + one[g] * extra // one_bytes // multiple * multiple
+        for g, multiple in enumerate(sizes.multiples)
     )
     total = sum(count * size for count, size in zip(num_blocks, block_bytes, strict=True))
     return CachePlan(num_blocks=num_blocks, max_model_len=length, total_bytes=total)
@@ -97,7 +98,9 @@ class _Sizes:
         self.multiples = [alignment // gcd(alignment, storage) for storage in storages]
 
     def of(self, num_tokens: int) -> list[int]:
-        return [blocks_needed(self._held(group, num_tokens), self._settings.block_size) for group in self._groups]
+        return [
+            blocks_needed(self._held(group, num_tokens), self._settings.block_size) for group in self._groups
+        ]
 
     def least(self, num_tokens: int) -> list[int]:
         """What must be allocated: block 0 too, rounded up to the alignment."""
@@ -105,7 +108,9 @@ class _Sizes:
         return [-(-(count + 1) // multiple) * multiple for count, multiple in counts]
 
     def bytes_of(self, num_tokens: int) -> int:
-        return sum(count * size for count, size in zip(self.least(num_tokens), self._block_bytes, strict=True))
+        return sum(
+            count * size for count, size in zip(self.least(num_tokens), self._block_bytes, strict=True)
+        )
 
     def _held(self, group: CacheGroup, num_tokens: int) -> int:
         if group.window is None:

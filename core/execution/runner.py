@@ -123,7 +123,8 @@ class ModelRunner(Runner):
 
     def close(self) -> None:
         self.caches = ()
-        del self.model, self._forward  # the weights go now, not when cycles are collected
+        for held in ("model", "_forward"):  # the weights go now, not when cycles are collected
+            vars(self).pop(held, None)
 
     def _prompt_logprobs(self, batch: Batch, i: int, hidden: Tensor, result: SequenceResult) -> None:
         part = batch.sequences[i]

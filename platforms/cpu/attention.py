@@ -1,9 +1,9 @@
-"""Paged attention on torch operations.
+"""Paged attention: decodes in C++ where it can be compiled, everything else on torch operations.
 
 Keys and values lie head by head, [num_kv_heads, num_blocks, block_size, head_dim], so that gathering whole
-blocks yields matrices that a batched product takes as they are. Decodes are gathered and multiplied together,
-the query heads of a group as the rows of one matrix (torch's own grouped attention is many times slower in
-bfloat16). Prompts go through the flash kernel, one sequence at a time.
+blocks yields matrices that a batched product takes as they are. Without the C++ kernel, decodes are gathered
+and multiplied together, the query heads of a group as the rows of one matrix (torch's own grouped attention is
+many times slower in bfloat16). Prompts go through torch's flash kernel, one sequence at a time.
 """
 
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from core.contracts.attention import Attention, AttentionBatch, AttentionSpec, CacheLayout, LayerCache
+from platforms.cpu.native import decode_kernel
 
 _WASTE = 1.25  # decodes share a bucket while padding them to the longest costs at most this factor
 
@@ -49,7 +50,9 @@ class _Prompt:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    slots: Tensor
+    """Where tokens are written, how decodes are gathered (not at all for the kernel), and each prompt."""
+
+    batch: AttentionBatch
     decodes: tuple[_Decodes, ...]
     prompts: tuple[_Prompt, ...]
 
@@ -60,6 +63,7 @@ class CpuAttention(Attention):
     def __init__(self, spec: AttentionSpec) -> None:
         self.spec = spec
         self.group = spec.num_heads // spec.num_kv_heads
+        self._kernel = decode_kernel(spec.dtype, spec.head_dim, self.group)
 
     def layout(self, num_blocks: int) -> CacheLayout:
         return CacheLayout((self.spec.num_kv_heads, num_blocks, self.spec.block_size, self.spec.head_dim), 1)
@@ -70,18 +74,32 @@ class CpuAttention(Attention):
         for count in batch.query_lens:
             starts.append(starts[-1] + count)
         return _Plan(
-            slots=batch.slot_mapping,
-            decodes=tuple(self._plan_decodes(batch, rows) for rows in _buckets(batch.lengths[:n])),
+            batch=batch,
+            decodes=()
+            if self._kernel is not None
+            else tuple(self._plan_decodes(batch, rows) for rows in _buckets(batch.lengths[:n])),
             prompts=tuple(self._plan_prompt(batch, i, starts[i]) for i in range(n, len(batch.lengths))),
         )
 
     def write(self, key: Tensor, value: Tensor, cache: LayerCache, plan: _Plan) -> None:
         shape = (self.spec.num_kv_heads, -1, self.spec.head_dim)
-        cache.keys.view(shape).index_copy_(1, plan.slots, key.transpose(0, 1))
-        cache.values.view(shape).index_copy_(1, plan.slots, value.transpose(0, 1))
+        cache.keys.view(shape).index_copy_(1, plan.batch.slot_mapping, key.transpose(0, 1))
+        cache.values.view(shape).index_copy_(1, plan.batch.slot_mapping, value.transpose(0, 1))
 
     def attend(self, query: Tensor, cache: LayerCache, plan: _Plan) -> Tensor:
-        output = torch.empty_like(query)
+        output = torch.empty(query.shape, dtype=query.dtype)
+        if self._kernel is not None and plan.batch.num_decodes:
+            n = plan.batch.num_decodes
+            self._kernel(
+                query[:n].contiguous(),
+                cache.keys,
+                cache.values,
+                plan.batch.block_tables,
+                plan.batch.seq_lengths,
+                output,
+                window=self.spec.sliding_window,
+                scale=self.spec.scale,
+            )
         for decodes in plan.decodes:
             output[decodes.rows] = self._decode(query[decodes.rows], cache, decodes)
         for prompt in plan.prompts:
