@@ -50,13 +50,8 @@ def build_engine(
     context = _context(config, platform, device, checkpoint, plugins.architectures)
     eos = eos_token_ids(checkpoint, context.description.vocab_size)
     defaults = sampling_defaults(config, checkpoint)
-    runner = _runner(context)
     progress(f"loading {config.model} in {context.settings.dtype} on {platform.name}")
-    try:
-        plan = _load(runner, context)
-    except BaseException:
-        runner.close()
-        raise
+    runner, plan = _loaded(context)
     info = EngineInfo(
         model=config.model,
         model_path=str(path),
@@ -118,6 +113,16 @@ def _context(
         capabilities=capabilities,
         ledger=ledger,
     )
+
+
+def _loaded(context: RunnerContext) -> tuple[Runner, CachePlan]:
+    """A runner with its weights and its cache; closed again when one of them fails."""
+    runner = _runner(context)
+    try:
+        return runner, _load(runner, context)
+    except BaseException:
+        runner.close()
+        raise
 
 
 def _load(runner: Runner, context: RunnerContext) -> CachePlan:
