@@ -81,6 +81,16 @@ def submit(
     return [s for s in alive(scheduler) if s.sequence_id not in known]
 
 
+def one(scheduler: Scheduler, prompt: Sequence[int] | int, **params: object) -> EngineSequence:
+    """Queue a prompt that gets one answer."""
+    (sequence,) = submit(scheduler, prompt, **params)  # type: ignore[arg-type]
+    return sequence
+
+
+def answer(sequence: EngineSequence) -> list[int]:
+    return list(sequence.token_ids[sequence.num_prompt :])
+
+
 def alive(scheduler: Scheduler) -> list[EngineSequence]:
     return [*scheduler.waiting, *scheduler.running]
 
@@ -203,6 +213,14 @@ class Oracle:
             assert (result.token_ids, tokens[-1]) == ([expected], expected)
         if reason == "error":
             assert BAD in tokens or sequence.sequence_id in self.injected, "given up for another's failure"
+
+
+def run(oracle: Oracle) -> list[Batch]:
+    """All steps that are left."""
+    batches: list[Batch] = []
+    while (batch := oracle.step()) is not None:
+        batches.append(batch)
+    return batches
 
 
 def fingerprints(token_ids: Sequence[int], salt: str = "") -> list[bytes]:

@@ -1,14 +1,15 @@
 """SmolLM2-135M in float32 says what transformers says, however the engine is driven."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from parity import Reference, assert_greedy_parity
 
 from core import LLM, SamplingParams
+
+# The whole comparison takes minutes on a quiet machine and several times that on a busy one.
+pytestmark = pytest.mark.timeout(1800)
 
 LENGTH = 64
 GREEDY = SamplingParams(temperature=0, max_tokens=LENGTH, ignore_eos=True)
@@ -103,28 +104,3 @@ def test_the_default_model_answers_the_capital_of_france(smollm2: Path) -> None:
         )[0]
     assert output.outputs[0].text.startswith("The capital of France is Paris.")
     assert output.outputs[0].finish_reason == "stop"
-
-
-class TestBfloat16:
-    """bfloat16 keeps 8 bits, so one rounding errs by up to 2^-9 of a value; thirty layers of residual sums and
-    products, rounded at different places, random-walk to about 2^-9 * sqrt(30 * 4) = 2 % of the logits' spread.
-    transformers' own bfloat16 run departs from its float32 run as much; the test allows both twice that walk.
-    """
-
-    @pytest.fixture(scope="class")
-    def prompts_and_logits(self, reference: Reference, prompts: list[list[int]]) -> Iterator[Any]:
-        few = [p for p in prompts if len(p) > 20][:8]
-        yield few, [torch.log_softmax(reference.logits(p)[-1], -1) for p in few]
-
-    def test_logprobs_stay_within_the_rounding_of_the_format(
-        self, smollm2_hf: Path, prompts_and_logits: Any
-    ) -> None:
-        few, expected = prompts_and_logits
-        with LLM(str(smollm2_hf), platform="cpu", dtype="bfloat16") as llm:
-            params = SamplingParams(temperature=0, max_tokens=1, logprobs=20)
-            outputs = llm.generate(few, params, use_tqdm=False)
-        for output, logprobs in zip(outputs, expected, strict=True):
-            spread = float(logprobs.std())
-            found = output.outputs[0].logprobs[0]
-            errors = [abs(entry.logprob - float(logprobs[token])) for token, entry in found.items()]
-            assert max(errors) < 0.08 * spread + 0.05, (max(errors), spread)

@@ -3,11 +3,22 @@
 from collections import Counter
 
 import pytest
-from engine_model import EOS, FULL, Oracle, alive, check_ownership, make_scheduler, submit, window
+from engine_model import (
+    EOS,
+    FULL,
+    Oracle,
+    alive,
+    answer,
+    check_ownership,
+    make_scheduler,
+    one,
+    run,
+    submit,
+    window,
+)
 
 from core.contracts.runner import Batch, CacheGroup, SequenceResult
-from core.engine.request import Sequence, State
-from core.engine.scheduler import Scheduler
+from core.engine.request import State
 
 
 def ids(batch: Batch | None) -> list[int]:
@@ -18,23 +29,6 @@ def ids(batch: Batch | None) -> list[int]:
 def counts(batch: Batch | None) -> dict[int, int]:
     assert batch is not None
     return {part.sequence_id: part.num_tokens for part in batch.sequences}
-
-
-def run(oracle: Oracle) -> list[Batch]:
-    """All steps that are left."""
-    batches: list[Batch] = []
-    while (batch := oracle.step()) is not None:
-        batches.append(batch)
-    return batches
-
-
-def answer(sequence: Sequence) -> list[int]:
-    return list(sequence.token_ids[sequence.num_prompt :])
-
-
-def one(scheduler: Scheduler, prompt: int | list[int], **params: object) -> Sequence:
-    (sequence,) = submit(scheduler, prompt, **params)  # type: ignore[arg-type]
-    return sequence
 
 
 class TestBudget:
@@ -95,13 +89,6 @@ class TestBudget:
         assert max(batch.num_tokens for batch in batches) <= budget
         assert all(batch.num_tokens == sum(counts(batch).values()) for batch in batches)
         assert all(len(answer(sequence)) == 8 for sequence in sequences)
-
-    def test_no_step_holds_more_sequences_than_allowed(self) -> None:
-        scheduler = make_scheduler(max_num_seqs=2)
-        sequences = [one(scheduler, 3) for _ in range(5)]
-        batches = run(Oracle(scheduler))
-        assert max(len(batch.sequences) for batch in batches) == 2
-        assert [s.state for s in sequences] == [State.FINISHED] * 5
 
 
 class TestOrder:
@@ -360,14 +347,6 @@ class TestFailure:
         scheduler.abort(borrower.request.request_id)
         run(oracle)
         assert other.num_cached == 0
-
-    def test_its_neighbours_in_the_step_go_on(self) -> None:
-        scheduler = make_scheduler()
-        sequences = [one(scheduler, 6) for _ in range(3)]
-        oracle = Oracle(scheduler)
-        oracle.step(errors=frozenset({sequences[1].sequence_id}))
-        run(oracle)
-        assert [len(answer(s)) for s in sequences] == [8, 0, 8]
 
 
 class TestSeparateSteps:
