@@ -169,14 +169,13 @@ class Oracle:
         known = -1
         while known != len(spoiled):
             known = len(spoiled)
+            for i in spoiled:  # before anybody is asked: who reads may stand before who spoils
+                part = batch.sequences[i]
+                for g, _, slot in self._slots(part, part.start, part.start + part.num_tokens):
+                    self.slots[g][slot] = GARBAGE
             for i, part in enumerate(batch.sequences):
-                if i not in spoiled and any(
-                    self.slots[g].get(slot) == GARBAGE for g, _, slot in self._read(part)
-                ):
+                if any(self.slots[g].get(slot) == GARBAGE for g, _, slot in self._read(part)):
                     spoiled.add(i)
-                if i in spoiled:
-                    for g, _, slot in self._slots(part, part.start, part.start + part.num_tokens):
-                        self.slots[g][slot] = GARBAGE
         return spoiled
 
     def _result(
