@@ -107,11 +107,6 @@ class LLM:
                 f"priority has {len(priority)} entries for {len(listed)} prompts", parameter="priority"
             )
         priorities = priority or [0] * len(listed)
-        if any(priorities) and self.config.scheduling_policy != "priority":
-            raise RequestError(
-                'priority has no effect under scheduling_policy="fcfs"; leave it out, or choose "priority"',
-                parameter="priority",
-            )
         requests = [
             self._request(prompt, p, rank) for prompt, p, rank in zip(listed, params, priorities, strict=True)
         ]

@@ -82,7 +82,7 @@ class TestPrompts:
             assert ids(by_priority, TEXTS, priority=[2, 0, 1]) == ids(llm, TEXTS)
             with pytest.raises(RequestError, match="priority has 1 entries for 3 prompts"):
                 by_priority.generate(TEXTS, GREEDY, priority=[1])
-        with pytest.raises(RequestError, match='no effect under scheduling_policy="fcfs"'):
+        with pytest.raises(RequestError, match="priority 1 has no effect under the scheduling policy fcfs"):
             llm.generate(TEXTS, GREEDY, priority=[1, 2, 3])
 
     def test_a_cache_salt_keeps_prefixes_apart(self, llm: LLM) -> None:

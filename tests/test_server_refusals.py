@@ -55,6 +55,7 @@ def test_an_unknown_model_is_not_found(client: openai.OpenAI) -> None:
         ("ignore_eos", "yes"),
         ("priority", 0.5),
         ("priority", 2**40),
+        ("priority", 1),
         ("cache_salt", "x" * 300),
         ("stream", "true"),
         ("best_of", 3),

@@ -62,6 +62,7 @@ def build_engine(
         architecture=context.architecture.name,
         max_model_len=plan.max_model_len,
         max_num_seqs=context.settings.max_num_seqs,
+        scheduling_policy=context.settings.scheduling_policy,
         vocab_size=context.description.vocab_size,
         eos_token_ids=eos,
         sampling_defaults=defaults,

@@ -35,6 +35,7 @@ class EngineInfo(msgspec.Struct, kw_only=True, frozen=True):
     architecture: str
     max_model_len: int
     max_num_seqs: int
+    scheduling_policy: str
     vocab_size: int
     eos_token_ids: list[int]
     sampling_defaults: dict[str, Any]

@@ -92,8 +92,7 @@ class Intake:
                 f"min_tokens is {params.min_tokens} and every token is one that stops; no token is left to choose",
                 parameter="min_tokens",
             )
-        if isinstance(priority, bool) or not isinstance(priority, int):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise RequestError(f"priority must be a whole number, not {priority!r}", parameter="priority")
+        self._check_priority(priority)
         if not isinstance(cache_salt, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise RequestError(f"cache_salt must be a text, not {cache_salt!r:.80}", parameter="cache_salt")
         return Request(
@@ -103,6 +102,16 @@ class Intake:
             priority=priority,
             cache_salt=cache_salt,
         )
+
+    def _check_priority(self, priority: int) -> None:
+        if isinstance(priority, bool) or not isinstance(priority, int):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise RequestError(f"priority must be a whole number, not {priority!r}", parameter="priority")
+        if priority != 0 and self.info.scheduling_policy != "priority":
+            raise RequestError(
+                f"priority {priority} has no effect under the scheduling policy {self.info.scheduling_policy}; leave "
+                "it out, or start the engine with the policy priority",
+                parameter="priority",
+            )
 
     def _check_length(self, text: str) -> None:
         """Refuse a text that no tokenization could make fit, without spending seconds on it."""
