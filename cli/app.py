@@ -4,8 +4,9 @@ from typing import Annotated
 
 import typer
 
-from cli import bench, platforms
+from cli import bench, kernels, platforms
 from cli.chat import chat
+from cli.doctor import doctor
 from cli.environment import collect_env
 from cli.generate import generate
 from cli.help import SectionedCommand, command_tree
@@ -19,7 +20,9 @@ app.command(cls=SectionedCommand)(chat)
 app.command(cls=SectionedCommand)(serve)
 app.add_typer(bench.app, name="bench")
 app.add_typer(platforms.app, name="platforms")
+app.add_typer(kernels.app, name="kernels")
 app.command()(models)
+app.command()(doctor)
 app.command("collect-env")(collect_env)
 
 

@@ -64,6 +64,7 @@ def latency(
     batch_size: Annotated[int, typer.Option(help="Requests at once.", min=1)] = 1,
     warmup: Annotated[int, typer.Option(help="Batches to run before the clock starts.", min=0)] = 1,
     iterations: Annotated[int, typer.Option(help="Batches to measure.", min=1)] = 5,
+    profile: Annotated[bool, typer.Option("--profile", help="Show where the time of a step goes.")] = False,
     temperature: Temperature = 0.0,
     json: Json = None,
     quiet: Quiet = False,
@@ -78,8 +79,11 @@ def latency(
         # Every batch has prompts of its own, so that none is found in the prefix cache.
         prompts = _prompts(llm, load, batch_size * (warmup + iterations))
         runs: list[measure.Run] = []
+        stages = measure.Stages(llm.engine.clock)
         for index in range(warmup + iterations):
             status(f"batch {index + 1} of {warmup + iterations}")
+            if index == warmup:
+                stages = measure.Stages(llm.engine.clock)
             batch = prompts[index * batch_size : (index + 1) * batch_size]
             runs.append(measure.measure(llm, batch, temperature=temperature, name=f"batch-{index}"))
         status.clear()
@@ -91,6 +95,7 @@ def latency(
             "iterations": len(measured),
             "requests": requests,
             "batch_latency_ms": batches,
+            **(stages.figures() if profile else {}),
         }
         _report(llm, {**figures, **measure.latencies(measured)}, json)
 
@@ -108,7 +113,8 @@ def _prompts(llm: "LLM", load: Workload, count: int) -> list[Prompt]:
 def _report(llm: "LLM", figures: dict[str, Any], json: Path | None) -> None:
     """Figures on stdout as a table, or where --json says."""
     info = llm.info
-    setting = {"model": info.model, "platform": info.platform, "device": info.device, "dtype": info.dtype}
+    names = ("model", "platform", "device", "dtype", "quantization")
+    setting = {name: getattr(info, name) for name in names}
     if json is not None:
         write_json({**setting, **figures}, json)
         if str(json) == "-":
@@ -116,7 +122,7 @@ def _report(llm: "LLM", figures: dict[str, Any], json: Path | None) -> None:
     rows = [
         (_words(name), _number(value)) for name, value in figures.items() if isinstance(value, float | int)
     ]
-    title = f"{info.model} on {info.platform} ({info.device}), {info.dtype}"
+    title = f"{info.model} on {info.platform} ({info.device}), {info.dtype}, quantization {info.quantization}"
     write_table(title, ("measure", "value"), rows)
     times = {name: value for name, value in figures.items() if isinstance(value, dict)}
     columns = ("milliseconds", "mean", *(f"p{percent}" for percent in measure.PERCENTILES))

@@ -83,7 +83,7 @@ def _machine() -> dict[str, Any]:
     return {
         "processor": _processor_line("model name") or platform.processor() or platform.machine(),
         "architecture": platform.machine(),
-        "vector instructions": _vector_instructions(),
+        "vector instructions": vector_instructions(),
         "cores": psutil.cpu_count(logical=False),
         "threads": psutil.cpu_count(),
         "threads usable by this process": len(os.sched_getaffinity(0)),
@@ -105,7 +105,8 @@ def _processor_line(key: str) -> str | None:
     )
 
 
-def _vector_instructions() -> str:
+def vector_instructions() -> str:
+    """What the processor has of them, by the names in /proc/cpuinfo."""
     flags = (_processor_line("flags") or _processor_line("Features") or "").split()
     known = ("sse4", "avx", "fma", "f16c", "amx", "neon", "asimd", "sve", "bf16", "i8mm")
     return " ".join(sorted(flag for flag in flags if flag.startswith(known))) or "unknown"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cli.failures import CommandError
 from cli.workload import Prompt
+from core.clock import HOST_STAGES, StageClock
 from core.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -71,6 +72,25 @@ def measure(llm: "LLM", prompts: Sequence[Prompt], *, temperature: float, name: 
                 raise CommandError(f"a request failed: {delta.error}")
             timings[delta.request_id].tokens += [now] * len(delta.token_ids)
     return Run(time.perf_counter() - begin, list(timings.values()))
+
+
+class Stages:
+    """The stages of an engine's steps from now on."""
+
+    def __init__(self, clock: StageClock) -> None:
+        self._clock = clock
+        self._seconds, self._steps = dict(clock.seconds), clock.num_steps
+
+    def figures(self) -> dict[str, Any]:
+        """Microseconds of each stage in an average step, and the share that is work of the host."""
+        steps = self._clock.num_steps - self._steps
+        spent = {stage: seconds - self._seconds[stage] for stage, seconds in self._clock.seconds.items()}
+        host = sum(spent[stage] for stage in HOST_STAGES)
+        return {
+            "steps": steps,
+            **{f"{stage}_us_per_step": seconds / steps * 1e6 for stage, seconds in spent.items()},
+            "host_percent": 100 * host / sum(spent.values()),
+        }
 
 
 def throughput(run: Run) -> dict[str, Any]:

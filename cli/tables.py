@@ -17,6 +17,8 @@ ENGINE = Table(
         "revision": "Branch, tag or commit of the model and its tokenizer.",
         "platform": "Platform package to run on; see `llm platforms`. One that is named must be able to run.",
         "dtype": "float32, bfloat16 or float16.",
+        "quantization": "int8, int4, int4-g64 or int4-g128: quantise linear layers while they are loaded; none: unpack "
+        "what is stored quantised; auto: run that as it is.",
         "max_model_len": "Longest prompt plus answer, in tokens.",
         "max_num_seqs": "Sequences in one step at most.",
         "max_num_batched_tokens": "Tokens in one step at most; longer prompts are computed in chunks.",

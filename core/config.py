@@ -11,10 +11,12 @@ from typing import Any
 
 from core.contracts.model import ModelDescription
 from core.contracts.platform import Capabilities, Defaults
+from core.contracts.quantization import MADE
 from core.errors import ConfigError
 
 DEFAULT_MODEL = "smollm2-135m"
 DTYPES = ("float32", "bfloat16", "float16")
+QUANTIZATIONS = ("none", *MADE)
 POLICIES = ("fcfs", "priority")
 
 _UNITS = {
@@ -60,6 +62,8 @@ class EngineConfig:
     revision                branch, tag or commit of the model and tokenizer
     platform                name of a platform package; "auto" takes the best that can run
     dtype                   float32, bfloat16, float16
+    quantization            int8, int4, int4-g64, int4-g128: quantise linear layers while they are loaded; none: unpack
+                            what the model stores quantised; auto: run that as it is, where the platform can
     max_model_len           longest prompt plus answer, in tokens; auto: the model's, less if the cache is small
     max_num_seqs            sequences in one step at most
     max_num_batched_tokens  tokens in one step at most; longer prompts are computed in chunks
@@ -77,6 +81,7 @@ class EngineConfig:
     revision: str | None = None
     platform: str = "auto"
     dtype: str = "auto"
+    quantization: str = "auto"
     seed: int = 0
     max_model_len: int | None = None
     max_num_seqs: int | None = None
@@ -98,6 +103,7 @@ class EngineConfig:
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigError(f"seed is {self.seed!r}; a whole number is accepted", setting="seed")
         _one_of("dtype", self.dtype, ("auto", *DTYPES))
+        _one_of("quantization", self.quantization, ("auto", *QUANTIZATIONS))
         _one_of("scheduling_policy", self.scheduling_policy, POLICIES)
         _one_of("generation_config", self.generation_config, ("auto", "core"))
         if self.kv_cache_memory is not None:
@@ -146,9 +152,13 @@ class EngineConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What was asked for, resolved. `max_model_len_asked` tells an order from a wish."""
+    """What was asked for, resolved. `max_model_len_asked` tells an order from a wish.
+
+    quantization  "none", a format that the core makes, or "stored": as the checkpoint has it, where the device can
+    """
 
     dtype: str
+    quantization: str
     seed: int
     max_model_len: int
     max_model_len_asked: bool
@@ -161,10 +171,15 @@ class Settings:
 
 
 def resolve(
-    config: EngineConfig, description: ModelDescription, capabilities: Capabilities, defaults: Defaults
+    config: EngineConfig,
+    description: ModelDescription,
+    capabilities: Capabilities,
+    defaults: Defaults,
+    stored: frozenset[str] = frozenset(),
 ) -> Settings:
     """Every "auto" replaced: the user's word first, then the platform's default, then the core's.
 
+    stored  names of the formats in which the checkpoint holds quantised weights
     Raises ConfigError when the user's word is outside what the model or the device accepts.
     """
     dtype = _resolve_dtype(config, description, capabilities, defaults)
@@ -188,6 +203,7 @@ def resolve(
         )
     return Settings(
         dtype=dtype,
+        quantization=_resolve_quantization(config, dtype, capabilities, stored),
         seed=config.seed,
         max_model_len=config.max_model_len or description.context,
         max_model_len_asked=config.max_model_len is not None,
@@ -211,6 +227,22 @@ def _resolve_dtype(
     if defaults.dtype is not None:
         return defaults.dtype
     return description.dtype if description.dtype in capabilities.dtypes else capabilities.dtypes[0]
+
+
+def _resolve_quantization(
+    config: EngineConfig, dtype: str, capabilities: Capabilities, stored: frozenset[str]
+) -> str:
+    """float32 is asked for exactness, which kernels on quantised weights do not have."""
+    asked = config.quantization
+    if asked == "auto":
+        return "stored" if stored & capabilities.weight_formats and dtype != "float32" else "none"
+    accepted = [known for known in QUANTIZATIONS if known == "none" or known in capabilities.weight_formats]
+    if asked not in accepted:
+        raise ConfigError(
+            f"quantization is {asked}; this device accepts auto, {', '.join(accepted)}",
+            setting="quantization",
+        )
+    return asked
 
 
 def _as_int(value: int | str | None) -> int | None:

@@ -10,7 +10,7 @@ from core.contracts.model import Architecture, GgufMapping, Model, ModelDescript
 from core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from core.layers.attention import ProjectionSettings
+    from core.layers.decoder import DecoderLayerSettings
     from core.layers.rotary import RotarySettings
 
 Config = Mapping[str, Any]
@@ -20,9 +20,7 @@ Config = Mapping[str, Any]
 class DecoderSettings:
     """What a decoder needs beyond its description. `tied`: the head is the embedding's weight."""
 
-    intermediate_size: int
-    norm_eps: float
-    projections: "ProjectionSettings"
+    layer: "DecoderLayerSettings"
     rotary: "RotarySettings"
     tied: bool
 
@@ -84,10 +82,10 @@ def describe(name: str, config: Config, differences: Differences) -> ModelDescri
     for shape in shapes:
         if shape.sliding_window is not None:
             _positive(config, "sliding_window")
-    settings = _settings(config, differences, head_dim)
+    settings = _settings(config, differences, hidden, head_dim)
     vocabulary = _positive(config, "vocab_size")
     attention = hidden * head_dim * (heads + kv_heads) * 2
-    per_layer = attention + 3 * hidden * settings.intermediate_size + 2 * hidden
+    per_layer = attention + 3 * hidden * settings.layer.intermediate_size + 2 * hidden
     return ModelDescription(
         architecture=name,
         vocab_size=vocabulary,
@@ -100,8 +98,8 @@ def describe(name: str, config: Config, differences: Differences) -> ModelDescri
     )
 
 
-def _settings(config: Config, differences: Differences, head_dim: int) -> DecoderSettings:
-    from core.layers.attention import ProjectionSettings
+def _settings(config: Config, differences: Differences, hidden: int, head_dim: int) -> DecoderSettings:
+    from core.layers.decoder import DecoderLayerSettings
     from core.layers.rotary import RotarySettings
 
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
@@ -110,14 +108,14 @@ def _settings(config: Config, differences: Differences, head_dim: int) -> Decode
     rope = dict(rope)
     rope.setdefault("rope_type", rope.get("type", "default"))
     theta = _number({**config, **rope}, "rope_theta", 10000.0)
-    eps = _number(config, "rms_norm_eps", 1e-6)
     return DecoderSettings(
-        intermediate_size=_positive(config, "intermediate_size"),
-        norm_eps=eps,
-        projections=ProjectionSettings(
+        layer=DecoderLayerSettings(
+            hidden_size=hidden,
+            intermediate_size=_positive(config, "intermediate_size"),
+            norm_eps=_number(config, "rms_norm_eps", 1e-6),
             qkv_bias=differences.qkv_bias(config),
             output_bias=differences.output_bias(config),
-            qk_norm_eps=eps if differences.qk_norm else None,
+            head_norms=differences.qk_norm,
         ),
         rotary=RotarySettings(rotary_dim=head_dim, theta=theta, scaling=rope),
         tied=bool(config.get("tie_word_embeddings", False)),

@@ -7,14 +7,16 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from core.config import EngineConfig
 from core.contracts.source import Progress
 from core.engine.async_engine import AsyncEngine
 from core.errors import ConfigError
-from server.app import create_app
-from server.front import Front
 from server.settings import ServerSettings
+
+if TYPE_CHECKING:
+    from server.front import Front
 
 LOOPBACK = ("127.", "::1", "localhost")
 
@@ -32,12 +34,12 @@ def serve(config: EngineConfig, settings: ServerSettings, *, progress: Progress 
 async def _serve(
     config: EngineConfig, settings: ServerSettings, listener: socket.socket, progress: Progress
 ) -> int:
-    front = Front(settings)
+    starting = asyncio.ensure_future(
+        AsyncEngine.start(config, progress=progress, max_queued=settings.max_queued)
+    )
+    front = await asyncio.to_thread(_front, settings)
     with _called_on_signals(front.stop):
         serving = asyncio.ensure_future(front.serve(sockets=[listener]))
-        starting = asyncio.ensure_future(
-            AsyncEngine.start(config, progress=progress, max_queued=settings.max_queued)
-        )
         await asyncio.wait({serving, starting}, return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():  # asked to stop before the model was loaded
             starting.cancel()
@@ -56,9 +58,19 @@ async def _serve(
             await engine.close()
 
 
+def _front(settings: ServerSettings) -> "Front":
+    """The web framework takes half a second to import, in which the engine's process gets under way."""
+    import server.app  # noqa: F401
+    from server.front import Front
+
+    return Front(settings)
+
+
 async def _serve_engine(
-    engine: AsyncEngine, settings: ServerSettings, front: Front, serving: "asyncio.Future[None]", url: str
+    engine: AsyncEngine, settings: ServerSettings, front: "Front", serving: "asyncio.Future[None]", url: str
 ) -> int:
+    from server.app import create_app
+
     app = create_app(engine, settings)
     front.open(app)
     if settings.api_key is None and not settings.host.startswith(LOOPBACK):

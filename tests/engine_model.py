@@ -40,6 +40,7 @@ def make_scheduler(
     """A scheduler whose every group has `num_blocks` usable blocks."""
     max_model_len = num_blocks * block_size
     settings = Settings(
+        quantization="none",
         dtype="float32",
         seed=0,
         max_model_len=max_model_len,

@@ -13,6 +13,7 @@ from core.contracts.memory import MemoryStatistics
 from core.contracts.platform import Capabilities, Device, Platform, Probe
 from core.contracts.runner import Batch, CacheGroup, Runner, RunnerContext, ScheduledSequence, SequenceResult
 from core.execution.sampler import Sampler
+from core.reference.argmax import argmax
 from core.reference.sample import sample
 
 Array = np.ndarray[Any, Any]
@@ -27,7 +28,7 @@ class NumpyRunner(Runner):
         self.layers, self.eps = len(context.description.layers), float(config["rms_norm_eps"])
         half = np.arange(0, self.shape.head_dim, 2) / self.shape.head_dim
         self.frequencies = float(config["rope_parameters"]["rope_theta"]) ** -half
-        self.sampler = Sampler(sample)
+        self.sampler = Sampler(argmax, sample)
 
     def load(self) -> None:
         checkpoint = self.context.checkpoint

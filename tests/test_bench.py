@@ -11,6 +11,7 @@ from cli.failures import CommandError, UsageError
 from cli.main import main
 from cli.measure import Run, Timing, latencies, percentile, throughput
 from cli.workload import Workload, make_prompts
+from core.clock import DEVICE_STAGES, HOST_STAGES
 
 LIMITS: dict[str, Any] = {"vocab_size": 100, "max_model_len": 64, "encode": None}
 READING: dict[str, Any] = {**LIMITS, "encode": lambda text: list(text.encode())}
@@ -159,3 +160,18 @@ def test_bench_says_what_to_change_when_requests_do_not_fit(
     arguments = ("bench", "throughput", "--model", tiny_llama, "--input-len", 9000, "--platform", "cpu")
     assert run_llm(monkeypatch, *arguments) == 1
     assert "lower --input-len" in capsys.readouterr().err
+
+
+def test_bench_latency_shows_where_the_time_of_a_step_goes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tiny_llama: Path
+) -> None:
+    arguments = ("--batch-size", 2, "--iterations", 2, "--profile", "--json", "-", *SMALL)
+
+    assert run_llm(monkeypatch, "bench", "latency", "--model", tiny_llama, *arguments) == 0
+
+    figures = json.loads(capsys.readouterr().out)
+    stages = [figures[f"{stage}_us_per_step"] for stage in (*HOST_STAGES, *DEVICE_STAGES)]
+    assert figures["steps"] == 2 * 6  # the warm-up is not counted
+    assert all(spent > 0 for spent in stages)
+    assert sum(stages) * figures["steps"] < 1e6 * 60
+    assert figures["host_percent"] == pytest.approx(100 * sum(stages[: len(HOST_STAGES)]) / sum(stages))

@@ -24,6 +24,7 @@ PLENTY = 2**40
 
 def settings(**changes: Any) -> Settings:
     usual = Settings(
+        quantization="none",
         dtype="float32",
         seed=0,
         max_model_len=512,

@@ -1,101 +1,88 @@
-"""The cpu platform's own kernels: compiled once, right, and replaced by torch where nothing can be compiled."""
+"""The cpu platform: C++ kernels where they can be compiled, torch in their place where they cannot."""
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
+from core import LLM, SamplingParams
 from core.conformance.attention import check_attention
+from core.conformance.kernels import check_kernels
 from core.contracts.attention import AttentionSpec
-from platforms.cpu import native
-from platforms.cpu.attention import CpuAttention
+from core.native.attention import NativeAttention
+from core.native.library import native_library
+from platforms.cpu.attention import TorchAttention
+from platforms.cpu.isa.levels import chosen_build
 from platforms.cpu.platform import CpuPlatform
 
 SPEC = AttentionSpec(num_heads=4, num_kv_heads=2, head_dim=64, scale=0.125, dtype="float32", block_size=16)
+PLATFORM = CpuPlatform()
+DEVICE = PLATFORM.probe().devices[0]
 
 
-@pytest.fixture(autouse=True)
-def own_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Each test starts without a compiled library and leaves none to the others."""
+@pytest.fixture
+def no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("LLM_CACHE", str(tmp_path))
-    native._library.cache_clear()
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    native_library.cache_clear()
     yield
-    native._library.cache_clear()
+    native_library.cache_clear()
 
 
-def built(tmp_path: Path) -> list[str]:
-    return sorted(file.name for file in (tmp_path / "kernels").glob("*.so"))
+def greedy(folder: Path) -> list[int]:
+    prompt, params = list(range(5, 60)), SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
+    with LLM(str(folder), platform="cpu", dtype="float32") as llm:
+        return list(llm.generate([prompt], params, use_tqdm=False)[0].outputs[0].token_ids)
 
 
-def test_the_library_is_compiled_once_and_found_again(tmp_path: Path) -> None:
-    assert native.decode_kernel("float32", 64, 2) is not None
-    (name,) = built(tmp_path)
-    before = (tmp_path / "kernels" / name).stat().st_mtime_ns
-
-    native._library.cache_clear()
-    assert native.decode_kernel("bfloat16", 128, 1) is not None
-
-    assert built(tmp_path) == [name]
-    assert (tmp_path / "kernels" / name).stat().st_mtime_ns == before
-    assert (tmp_path / "kernels").stat().st_mode & 0o777 == 0o700
+def needs_library() -> None:
+    found = native_library(chosen_build())
+    if isinstance(found, str):
+        pytest.skip(found)
 
 
-def test_head_sizes_it_was_not_compiled_for_run_on_torch() -> None:
-    assert native.decode_kernel("float32", 80, 2) is None
-    assert native.decode_kernel("float16", 64, 2) is None
-    assert native.decode_kernel("float32", 64, 17) is None
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_without_a_compiler_everything_runs_on_torch_and_the_log_says_so(
+    no_compiler: None, caplog: pytest.LogCaptureFixture, dtype: str
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        results = [*check_attention(PLATFORM, DEVICE, dtype, 16), *check_kernels(PLATFORM, DEVICE, dtype)]
+
+    assert {result.subject for result in results} >= {"attention", "linear", "gated_mlp", "decoder_layer"}
+    assert [str(result) for result in results if result.problem] == []
+    assert caplog.text.count("no C++ compiler was found") == 1
+    assert isinstance(PLATFORM.attention(SPEC, DEVICE), TorchAttention)
+    assert PLATFORM.capabilities(DEVICE).weight_formats == frozenset()
+
+
+def test_without_a_compiler_the_ledger_gives_the_reason_and_the_answers_stay_the_same(
+    tiny_llama: Path, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
+) -> None:
+    needs_library()
+    compiled = greedy(tiny_llama)
+    request.getfixturevalue("no_compiler")
+
+    with LLM(str(tiny_llama), platform="cpu", dtype="float32") as llm:
+        rejected = {choice.what: choice.rejected for choice in llm.ledger.choices}
+
+    assert "no C++ compiler was found" in rejected["decoder_layer"][0].reason
+    assert greedy(tiny_llama) == compiled
+
+
+def test_head_sizes_and_dtypes_that_are_not_compiled_run_on_torch() -> None:
+    needs_library()
+    assert isinstance(PLATFORM.attention(SPEC, DEVICE), NativeAttention)
+    for odd in (replace(SPEC, head_dim=72), replace(SPEC, dtype="float16")):
+        assert isinstance(PLATFORM.attention(odd, DEVICE), TorchAttention)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_without_a_compiler_decodes_run_on_torch_and_the_log_says_so(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, dtype: str
-) -> None:
-    monkeypatch.setenv("PATH", "")
-    monkeypatch.delenv("CXX", raising=False)
-    platform = CpuPlatform()
-    with caplog.at_level(logging.WARNING, "platforms.cpu"):
-        results = list(check_attention(platform, platform.probe().devices[0], dtype, 16))
-
+@pytest.mark.parametrize("block_size", [8, 64])
+def test_attention_in_cpp_conforms_at_other_block_sizes(dtype: str, block_size: int) -> None:
+    needs_library()
+    results = list(check_attention(PLATFORM, DEVICE, dtype, block_size))
     assert results
-    assert [result for result in results if result.problem] == []
-    assert caplog.text.count("no C++ compiler was found") == 1
-
-
-def test_a_compiler_that_fails_is_reported_with_its_own_words(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    compiler = tmp_path / "broken"
-    compiler.write_text('#!/bin/sh\n[ "$1" = --version ] && exit 0\necho "out of cheese" >&2\nexit 1\n')
-    compiler.chmod(0o755)
-    monkeypatch.setenv("CXX", str(compiler))
-    with caplog.at_level(logging.WARNING, "platforms.cpu"):
-        assert native.decode_kernel("float32", 64, 2) is None
-    assert "out of cheese" in caplog.text
-    assert built(tmp_path) == []
-
-
-def test_kernel_and_torch_agree_on_long_ragged_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    from core.contracts.attention import AttentionBatch, LayerCache
-
-    torch.manual_seed(0)
-    lengths = (1, 15, 16, 17, 333, 1000)
-    fast = CpuAttention(SPEC)
-    monkeypatch.setattr("platforms.cpu.attention.decode_kernel", lambda *_: None)
-    slow = CpuAttention(SPEC)
-    layout = fast.layout(400)
-    cache = LayerCache(torch.randn(layout.shape), torch.randn(layout.shape), layout.block_axis)
-    tables = (torch.randperm(399)[: 6 * 63].reshape(6, 63) + 1).int()
-    batch = AttentionBatch(
-        query_lens=(1,) * 6,
-        lengths=lengths,
-        num_decodes=6,
-        query_start=torch.arange(7, dtype=torch.int32),
-        block_tables=tables,
-        seq_lengths=torch.tensor(lengths, dtype=torch.int32),
-        slot_mapping=torch.arange(6),
-    )
-    query = torch.randn(6, 4, 64) * 3
-    expected = slow.attend(query, cache, slow.plan(batch))
-    torch.testing.assert_close(fast.attend(query, cache, fast.plan(batch)), expected, rtol=1e-5, atol=1e-5)
+    assert [str(result) for result in results if result.problem] == []

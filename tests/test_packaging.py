@@ -59,8 +59,8 @@ def test_the_wheel_installs_these_names_and_no_other(wheel: zipfile.ZipFile) -> 
 
 
 def test_the_wheel_holds_every_module_and_kernel_source_and_nothing_else(wheel: zipfile.ZipFile) -> None:
-    sources = (p for package in PACKAGES for p in (ROOT / package).rglob("*") if p.suffix in (".py", ".cpp"))
-    expected = {str(p.relative_to(ROOT)) for p in sources}
+    files = (path for package in PACKAGES for path in (ROOT / package).rglob("*"))
+    expected = {str(p.relative_to(ROOT)) for p in files if p.suffix in (".py", ".cpp", ".h")}
     shipped = {name for name in wheel.namelist() if not name.startswith(METADATA)}
     assert shipped == expected
 

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from core.errors import BadCheckpoint, CoreError, ModelError, ModelNotFound, UnsafeCheckpoint
 from core.weights.checkpoint import open_checkpoint
+from core.weights.formats import WeightFormats
 from core.weights.loader import CheckpointWeights
 
 TENSORS = {
@@ -97,9 +98,13 @@ def test_config_and_generation_config_are_read(folder: Path) -> None:
 
 
 def test_weight_bytes_count_what_is_loaded_and_no_tied_head(folder: Path) -> None:
-    assert open_checkpoint(folder, {}).weight_bytes("float32") == 4 * (48 + 4 + 48)
+    assert WeightFormats(checkpoint=open_checkpoint(folder, {}), dtype="float32").weight_bytes() == 4 * (
+        48 + 4 + 48
+    )
     write_config(folder, tie_word_embeddings=True)
-    assert open_checkpoint(folder, {}).weight_bytes("bfloat16") == 2 * (48 + 4)
+    assert WeightFormats(checkpoint=open_checkpoint(folder, {}), dtype="bfloat16").weight_bytes() == 2 * (
+        48 + 4
+    )
 
 
 def test_finish_lists_everything_wrong_in_one_error(folder: Path) -> None:

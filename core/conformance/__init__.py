@@ -3,6 +3,7 @@
     kernels.py    check_kernels: each declared case of each declared kernel
     attention.py  check_attention: ragged batches on a poisoned cache
     scenarios.py  those batches
+    paging.py     sequences as a step presents them, and their cache
     compare.py    when two tensors are close enough, and what to say when they are not
 
 Nothing here raises because a platform is wrong: every check gives a `Result`, and wrong ones say why.

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from core.conformance import Result
 from core.conformance.compare import difference
+from core.conformance.paging import padded, paged_batch, poisoned_cache
 from core.conformance.scenarios import Scenario, scenarios
-from core.contracts.attention import Attention, AttentionBatch, AttentionSpec, LayerCache
+from core.contracts.attention import Attention, AttentionBatch, AttentionSpec
 from core.contracts.platform import Device, Platform, SchedulingLimits
 from core.execution.dispatch import resolve_attention
 from core.ledger import Ledger
@@ -76,7 +77,7 @@ class _Trial:
             )
         self._share(scenario.shared_blocks)
         self.unowned = [0, *order]
-        self.caches = [self._cache() for _ in range(_LAYERS)]
+        self.caches = [poisoned_cache(attention, self.num_blocks, torch_device) for _ in range(_LAYERS)]
 
     def run(self, limits: SchedulingLimits) -> str:
         """The first problem, or ""."""
@@ -152,13 +153,6 @@ class _Trial:
             for storage in (cache.keys, cache.values):
                 storage.index_fill_(cache.block_axis, index, math.nan)
 
-    def _cache(self) -> LayerCache:
-        layout = self.attention.layout(self.num_blocks)
-        keys, values = (
-            torch.full(layout.shape, math.nan, dtype=self.dtype, device=self.device) for _ in range(2)
-        )
-        return LayerCache(keys, values, layout.block_axis)
-
     def _random(self, length: int) -> tuple[Tensor, Tensor, Tensor]:
         heads = (self.spec.num_heads, self.spec.num_kv_heads, self.spec.num_kv_heads)
         shapes = [(length, count, self.spec.head_dim) for count in heads]
@@ -166,31 +160,18 @@ class _Trial:
         return query, key, value
 
     def _padded(self, rows: Tensor, count: int) -> Tensor:
-        padding = torch.zeros(count - len(rows), *rows.shape[1:], dtype=rows.dtype)
-        return torch.cat((rows, padding)).to(self.device)
+        return padded(rows, count, self.device)
 
     def _batch(
         self, sequences: Sequence[_Sequence], lengths: list[int], new: list[int], limits: SchedulingLimits
     ) -> AttentionBatch:
-        size, total = self.spec.block_size, sum(new)
-        tables = torch.zeros(len(sequences), -(-max(lengths) // size), dtype=torch.int32)
-        slots = torch.zeros(-(-total // limits.token_multiple) * limits.token_multiple, dtype=torch.int64)
-        row = 0
-        for i, sequence in enumerate(sequences):
-            used = -(-lengths[i] // size)
-            tables[i, :used] = torch.tensor(sequence.blocks[:used], dtype=torch.int32)
-            positions = torch.arange(lengths[i] - new[i], lengths[i])
-            slots[row : row + new[i]] = tables[i, positions // size].long() * size + positions % size
-            row += new[i]
-        starts = torch.tensor([0, *new]).cumsum(0).int()
-        return AttentionBatch(
-            query_lens=tuple(new),
-            lengths=tuple(lengths),
-            num_decodes=next((i for i, count in enumerate(new) if count != 1), len(new)),
-            query_start=starts.to(self.device),
-            block_tables=tables.to(self.device),
-            seq_lengths=torch.tensor(lengths, dtype=torch.int32).to(self.device),
-            slot_mapping=slots.to(self.device),
+        return paged_batch(
+            [sequence.blocks for sequence in sequences],
+            lengths,
+            new,
+            block_size=self.spec.block_size,
+            token_multiple=limits.token_multiple,
+            torch_device=self.device,
         )
 
 

@@ -82,7 +82,12 @@ class AttentionBatch:
 
 
 class Attention(ABC):
-    """Attention for all layers of one spec on one device."""
+    """Attention for all layers of one spec on one device.
+
+    spec  what it was made for
+    """
+
+    spec: AttentionSpec
 
     @abstractmethod
     def layout(self, num_blocks: int) -> CacheLayout:

@@ -11,9 +11,40 @@ A coarse kernel names the finer ones it is composed of; its reference receives t
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from core.contracts.attention import AttentionShape, AttentionSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from core.contracts.quantization import Weight
 
 Arguments = tuple[Any, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderLayerWeights:
+    """What a layer of a Llama-like decoder is made of; H is the hidden size, I the intermediate, D the head's.
+
+    input_norm, mlp_norm   [H]
+    qkv                    [(Hq + 2 * Hkv) * D, H], queries first, then keys, then values
+    query_norm, key_norm   [D], of each head, before it is rotated; None: no such norms
+    output                 [H, Hq * D]
+    gate_up                [2 * I, H], gate first
+    down                   [H, I]
+    """
+
+    input_norm: "Tensor"
+    qkv: "Weight"
+    qkv_bias: "Tensor | None"
+    query_norm: "Tensor | None"
+    key_norm: "Tensor | None"
+    output: "Weight"
+    output_bias: "Tensor | None"
+    mlp_norm: "Tensor"
+    gate_up: "Weight"
+    down: "Weight"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +56,31 @@ class Tolerance:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CachedSequences:
+    """Sequences in the cache of a layer, for a kernel that attends: the kit puts them there.
+
+    sequences  (new tokens, length including them) each; decodes first
+    key, value [tokens cached before, Hkv, D], sequence after sequence
+    """
+
+    shape: AttentionShape
+    sequences: tuple[tuple[int, int], ...]
+    key: "Tensor"
+    value: "Tensor"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Case:
-    """Inputs to try a kernel on: `prepare` goes to a prepared kernel, `arguments` to the call itself."""
+    """Inputs to try a kernel on: `prepare` goes to a prepared kernel, `arguments` to the call itself.
+
+    cached  for a kernel that attends: `prepare` is preceded by the `Attention` of the side that is tried, and
+            `arguments`, one row per new token, are followed by its cache and plan
+    """
 
     name: str
     arguments: Arguments
     prepare: Arguments = ()
+    cached: CachedSequences | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +92,7 @@ class Kernel:
     tolerance   per dtype name
     prepared    the reference takes weights and returns the function called per step
     composed    names of the finer kernels it is made of; empty for a fine kernel
+    given_away  how many leading arguments of a call it may overwrite, and return
     """
 
     name: str
@@ -50,14 +101,19 @@ class Kernel:
     tolerance: Mapping[str, Tolerance]
     prepared: bool = False
     composed: tuple[str, ...] = ()
+    given_away: int = 0
     summary: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class KernelRequest:
-    """What a model will ask of a kernel, known when it is loaded."""
+    """What a model will ask of a kernel, known when it is loaded.
+
+    attention  what its layers will ask of attention, each kind once
+    """
 
     dtype: str
+    attention: tuple[AttentionSpec, ...] = ()
 
 
 def _accepts_all(request: KernelRequest) -> str | None:
@@ -90,4 +146,6 @@ class Kernels:
     rotary: Callable[..., Any]
     silu_and_mul: Callable[..., Any]
     gated_mlp: Callable[..., Any]
+    decoder_layer: Callable[..., Any]
+    argmax: Callable[..., Any]
     sample: Callable[..., Any]

@@ -1,6 +1,6 @@
 """What an architecture plugin brings: how to read a config, and how to build the model from given parts."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from core.contracts.attention import Attention
+    from core.contracts.quantization import Weight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,14 @@ class Weights(Protocol):
 
         A missing or misshaped weight is noted, and stands in as undefined memory until the load ends with
         one BadCheckpoint that lists them all.
+        """
+        ...
+
+    def take_linear(self, names: Sequence[str], outputs: Sequence[int], inputs: int) -> "Weight":
+        """The weights of these names, [outputs[i], inputs] each, stacked along their outputs, for a linear kernel.
+
+        A tensor in the model's dtype, or quantised: as the checkpoint stores them, or as the user asked. `take`
+        gives the same weight as a tensor, for a table that is a head too. Missing ones are noted as in `take`.
         """
         ...
 

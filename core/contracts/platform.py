@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from core.contracts.memory import Memory
     from core.contracts.model import ModelDescription
     from core.contracts.runner import Runner, RunnerContext
+    from core.native.toolchain import NativeBuild
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,7 @@ class Capabilities:
     block_sizes      tokens per KV-cache block it accepts, preferred first
     head_dims        attention head sizes it accepts; None: any
     features         attention features beyond causal full attention: "sliding_window"
+    weight_formats   formats in which its kernels take weights as they are, by name; see `quantization.FORMATS`
     alignment_bytes  every allocation's size is a multiple of this
     """
 
@@ -66,6 +68,7 @@ class Capabilities:
     block_sizes: tuple[int, ...] = (16, 8, 32, 64, 128)
     head_dims: tuple[int, ...] | None = None
     features: frozenset[str] = frozenset({"sliding_window"})
+    weight_formats: frozenset[str] = frozenset()
     alignment_bytes: int = 1
     scheduling: SchedulingLimits = SchedulingLimits()
 
@@ -132,3 +135,7 @@ class Platform(ABC):
     def runner(self, context: "RunnerContext") -> "Runner | None":
         """A runner of its own, for hardware that does not execute torch operations (level 2)."""
         return None
+
+    def native_builds(self) -> "Mapping[str, NativeBuild]":
+        """C++ kernels that can be compiled ahead (`llm kernels build`), by level; the one in use comes first."""
+        return {}

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from core.clock import StageClock
 from core.contracts.memory import MemoryStatistics
 from core.contracts.model import Architecture, ModelDescription
 from core.contracts.platform import Capabilities, Device, Platform
@@ -35,7 +36,10 @@ class CacheGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class RunnerContext:
-    """Everything a runner is built from."""
+    """Everything a runner is built from.
+
+    clock  to mark the stages of a step on; what a runner does not mark counts as its forward pass
+    """
 
     settings: "Settings"
     description: ModelDescription
@@ -46,6 +50,7 @@ class RunnerContext:
     device: Device
     capabilities: Capabilities
     ledger: "Ledger"
+    clock: StageClock
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -39,9 +39,10 @@ def cache_groups(description: ModelDescription) -> tuple[CacheGroup, ...]:
 def check_weights(settings: Settings, weight_bytes: int, free_bytes: int) -> None:
     """Refuse a model whose weights alone exceed the free memory."""
     if weight_bytes > free_bytes:
+        quantized = "" if settings.quantization == "none" else f" and {settings.quantization} quantization"
         raise InsufficientMemory(
-            f"the weights take {format_bytes(weight_bytes)} in {settings.dtype} and {format_bytes(free_bytes)} "
-            "are free; choose a smaller model or dtype, or free some memory",
+            f"the weights take {format_bytes(weight_bytes)} in {settings.dtype}{quantized} and "
+            f"{format_bytes(free_bytes)} are free; choose a smaller model or dtype, or free some memory",
             setting="dtype",
         )
 

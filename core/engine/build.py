@@ -6,6 +6,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
 
+from core.clock import StageClock
 from core.config import EngineConfig, resolve
 from core.contracts.attention import AttentionSpec
 from core.contracts.model import Architecture
@@ -18,6 +19,7 @@ from core.errors import BadCheckpoint, RequestError, UnsupportedArchitecture
 from core.ledger import Ledger
 from core.sampling_params import SamplingParams
 from core.weights.checkpoint import Checkpoint, open_checkpoint
+from core.weights.formats import WeightFormats
 from core.weights.sources import locate_model
 
 Progress = Callable[[str], None]
@@ -59,6 +61,7 @@ def build_engine(
         platform=platform.name,
         device=device.name,
         dtype=context.settings.dtype,
+        quantization=_quantization(context),
         architecture=context.architecture.name,
         max_model_len=plan.max_model_len,
         max_num_seqs=context.settings.max_num_seqs,
@@ -78,6 +81,7 @@ def build_engine(
         shapes=context.capabilities.scheduling,
         runner=runner,
         ledger=context.ledger,
+        clock=context.clock,
     )
 
 
@@ -103,8 +107,9 @@ def _context(
     ledger = Ledger()
     ledger.record("platform", platform.name, f"{device.name} ({device.torch_device})")
     ledger.record("architecture", architecture.name, architecture.family)
+    defaults = platform.defaults(description, device)
     return RunnerContext(
-        settings=resolve(config, description, capabilities, platform.defaults(description, device)),
+        settings=resolve(config, description, capabilities, defaults, checkpoint.formats()),
         description=description,
         architecture=architecture,
         checkpoint=checkpoint,
@@ -113,7 +118,16 @@ def _context(
         device=device,
         capabilities=capabilities,
         ledger=ledger,
+        clock=StageClock(),
     )
+
+
+def _quantization(context: RunnerContext) -> str:
+    """What the setting has come to: "none", or names of formats."""
+    asked = context.settings.quantization
+    if asked != "stored":
+        return asked
+    return ", ".join(sorted(context.checkpoint.formats() & context.capabilities.weight_formats))
 
 
 def _loaded(context: RunnerContext) -> tuple[Runner, CachePlan]:
@@ -129,8 +143,13 @@ def _loaded(context: RunnerContext) -> tuple[Runner, CachePlan]:
 def _load(runner: Runner, context: RunnerContext) -> CachePlan:
     """Weights, then the cache, each checked against the memory before it is taken."""
     settings = context.settings
-    weight_bytes = context.checkpoint.weight_bytes(settings.dtype)
-    check_weights(settings, weight_bytes, runner.memory_statistics().free)
+    formats = WeightFormats(
+        checkpoint=context.checkpoint,
+        dtype=settings.dtype,
+        quantization=settings.quantization,
+        accepted=context.capabilities.weight_formats,
+    )
+    check_weights(settings, formats.weight_bytes(), runner.memory_statistics().free)
     runner.load()
     plan = plan_cache(
         settings,

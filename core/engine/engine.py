@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from core.clock import StageClock
 from core.config import Settings
 from core.contracts.platform import SchedulingLimits
 from core.contracts.runner import CacheGroup, Runner, SequenceResult, TokenLogprobs
@@ -22,6 +23,7 @@ from core.ledger import Ledger
 class EngineInfo(msgspec.Struct, kw_only=True, frozen=True):
     """What a front end must know of an engine that may run elsewhere.
 
+    quantization   "none", or the formats in which linear layers are held, with commas between
     num_kv_tokens  tokens that the whole KV cache holds
     ledger         what was chosen at load, as plain data
     """
@@ -32,6 +34,7 @@ class EngineInfo(msgspec.Struct, kw_only=True, frozen=True):
     platform: str
     device: str
     dtype: str
+    quantization: str
     architecture: str
     max_model_len: int
     max_num_seqs: int
@@ -85,10 +88,12 @@ class Engine:
         shapes: SchedulingLimits,
         runner: Runner,
         ledger: Ledger,
+        clock: StageClock,
     ) -> None:
         self.info = info
         self.settings = settings
         self.ledger = ledger
+        self.clock = clock
         self._runner = runner
         self._random = random.Random(settings.seed)
         self._prompt_tokens = self._generation_tokens = self._num_steps = 0
@@ -126,13 +131,18 @@ class Engine:
 
     def step(self) -> list[SequenceDelta]:
         """Compute one batch; returns what it added to each answer. Nothing to do returns nothing."""
+        self.clock.start()
         batch = self.scheduler.schedule()
+        self.clock.mark("schedule")
         if batch is None:
             return []
         results = self._runner.step(batch)
+        self.clock.mark("forward")
         changes = self.scheduler.update(batch, results)
         self._num_steps += 1
-        return [self._delta(sequence, result, reason) for sequence, result, reason in changes]
+        deltas = [self._delta(sequence, result, reason) for sequence, result, reason in changes]
+        self.clock.mark("update")
+        return deltas
 
     def statistics(self) -> EngineStatistics:
         """How things stand between two steps."""

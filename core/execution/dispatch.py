@@ -27,14 +27,20 @@ REFERENCE = "reference"
 _Contract = TypeVar("_Contract")
 
 
-def resolve_kernels(platform: Platform, device: Device, dtype: str, ledger: Ledger) -> Kernels:
+def resolve_kernels(
+    platform: Platform,
+    device: Device,
+    dtype: str,
+    ledger: Ledger,
+    attention: tuple[AttentionSpec, ...] = (),
+) -> Kernels:
     """One function per declared kernel: the platform's, else composed of finer ones, else the reference.
 
     Raises ContractViolation listing everything the platform offers that is not a declared kernel's version.
     """
     offered = platform.kernels(device)
     _check_offer(platform, offered)
-    request = KernelRequest(dtype=dtype)
+    request = KernelRequest(dtype=dtype, attention=attention)
     chosen: dict[str, Callable[..., Any]] = {}
     providers: dict[str, str] = {}
     rejected: dict[str, tuple[Rejection, ...]] = {}

@@ -6,6 +6,7 @@ A step is three stages, each replaceable by a subclass that a platform returns f
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import torch
 from torch import Tensor
@@ -38,16 +39,25 @@ class ModelRunner(Runner):
         self.execution = dispatch.resolve_execution(platform, device, ledger)
         self.execution.set_up()
         self.memory = dispatch.resolve_memory(platform, device, ledger)
-        self.kernels = dispatch.resolve_kernels(platform, device, settings.dtype, ledger)
-        self.attention = self._resolve_attention()
+        specs = self._specs()
+        self.kernels = dispatch.resolve_kernels(
+            platform, device, settings.dtype, ledger, tuple(dict.fromkeys(specs))
+        )
+        self.attention = self._resolve_attention(specs)
         self.caches: tuple[LayerCache, ...] = ()
         self._group_of = {layer: g for g, group in enumerate(context.groups) for layer in group.layers}
-        self._sampler = Sampler(self.kernels.sample)
+        self._sampler = Sampler(self.kernels.argmax, self.kernels.sample)
         self._forward = self.execution.wrap(self.forward)
 
     def load(self) -> None:
         context = self.context
-        weights = CheckpointWeights(context.checkpoint, context.settings.dtype, self.device)
+        weights = CheckpointWeights(
+            context.checkpoint,
+            context.settings.dtype,
+            self.device,
+            context.settings.quantization,
+            context.capabilities.weight_formats,
+        )
         parts = Parts(
             kernels=self.kernels,
             attention=self.attention,
@@ -57,6 +67,7 @@ class ModelRunner(Runner):
         with torch.inference_mode():
             self.model: Model = context.architecture.build(context.description, weights, parts)
         weights.finish()
+        context.ledger.record("weights", "core", weights.summary())
 
     def block_bytes(self, group: CacheGroup) -> int:
         itemsize = getattr(torch, self.context.settings.dtype).itemsize
@@ -78,10 +89,16 @@ class ModelRunner(Runner):
 
     @torch.inference_mode()
     def step(self, batch: Batch) -> list[SequenceResult]:
+        clock = self.context.clock
         self._move_blocks(batch)
         prepared = self.prepare(batch)
-        hidden = self._forward(self.step_inputs(prepared))
-        return self.sample(batch, prepared, hidden)
+        inputs = self.step_inputs(prepared)
+        clock.mark("prepare")
+        hidden = self._forward(inputs)
+        clock.mark("forward")
+        results = self.sample(batch, prepared, hidden)
+        clock.mark("sample")
+        return results
 
     def prepare(self, batch: Batch) -> Prepared:
         """Stage one: a batch's counts into tensors."""
@@ -114,6 +131,7 @@ class ModelRunner(Runner):
         count = len(prepared.sampled)
         if count:
             logits = self.model.logits(hidden[:count])
+            self.context.clock.mark("logits")
             rows = [batch.sequences[i] for i in prepared.sampled]
             self._sampler(logits, rows, [results[i] for i in prepared.sampled])
         for i, rows in prepared.prompt_rows:
@@ -139,26 +157,20 @@ class ModelRunner(Runner):
             logits = self.model.logits(hidden[rows])
             result.prompt_logprobs += top_logprobs(logits, chosen[rows], part.params.prompt_logprobs)
 
-    def _resolve_attention(self) -> tuple[Attention, ...]:
-        context, settings = self.context, self.context.settings
-        resolved: dict[AttentionSpec, Attention] = {}
-        specs = [
-            AttentionSpec(
-                num_heads=shape.num_heads,
-                num_kv_heads=shape.num_kv_heads,
-                head_dim=shape.head_dim,
-                scale=shape.scale,
-                sliding_window=shape.sliding_window,
-                dtype=settings.dtype,
-                block_size=settings.block_size,
-            )
-            for shape in context.description.layers
+    def _specs(self) -> list[AttentionSpec]:
+        """What each layer asks of attention."""
+        settings = self.context.settings
+        return [
+            AttentionSpec(**asdict(shape), dtype=settings.dtype, block_size=settings.block_size)
+            for shape in self.context.description.layers
         ]
-        for spec in specs:
-            if spec not in resolved:
-                resolved[spec] = dispatch.resolve_attention(
-                    context.platform, context.device, spec, context.ledger
-                )
+
+    def _resolve_attention(self, specs: Sequence[AttentionSpec]) -> tuple[Attention, ...]:
+        context = self.context
+        resolved = {
+            spec: dispatch.resolve_attention(context.platform, context.device, spec, context.ledger)
+            for spec in dict.fromkeys(specs)
+        }
         return tuple(resolved[spec] for spec in specs)
 
     def _move_blocks(self, batch: Batch) -> None:

@@ -19,9 +19,10 @@ Rows = Sequence[ScheduledSequence]
 
 
 class Sampler:
-    """Applies a platform's `sample` kernel under each sequence's parameters."""
+    """Applies a platform's `argmax` and `sample` kernels under each sequence's parameters."""
 
-    def __init__(self, sample: Callable[..., Tensor]) -> None:
+    def __init__(self, argmax: Callable[..., tuple[Tensor, Tensor]], sample: Callable[..., Tensor]) -> None:
+        self._argmax = argmax
         self._sample = sample
 
     def __call__(self, logits: Tensor, rows: Rows, results: Sequence[SequenceResult]) -> None:
@@ -32,7 +33,7 @@ class Sampler:
         """
         if not rows:
             return
-        likeliest, greedy = logits.max(dim=-1)
+        likeliest, greedy = self._argmax(logits)
         healthy: list[bool] = listed(torch.isfinite(likeliest))
         if all(row.params.greedy and _plain(row) for row in rows):
             token_ids: list[int] = listed(greedy)

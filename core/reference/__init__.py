@@ -1,6 +1,7 @@
 """One reference implementation, in plain torch, of every kernel and contract: the oracle and the fallback.
 
-    embedding.py linear.py norm.py rotary.py sample.py   kernels, each declared next to its function
+    argmax.py decoder_layer.py embedding.py linear.py norm.py rotary.py sample.py
+                        kernels, each declared next to its function
     inputs.py           random inputs and tolerances for their cases
     attention.py        ReferenceAttention
     memory.py           HostMemory
@@ -14,6 +15,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from core.contracts.kernels import Kernel, Kernels
+from core.reference.argmax import ARGMAX
+from core.reference.decoder_layer import DECODER_LAYER
 from core.reference.embedding import EMBEDDING
 from core.reference.linear import GATED_MLP, LINEAR, SILU_AND_MUL
 from core.reference.norm import ADD_RMS_NORM, RMS_NORM
@@ -22,7 +25,18 @@ from core.reference.sample import SAMPLE
 
 KERNELS: dict[str, Kernel] = {
     kernel.name: kernel
-    for kernel in (EMBEDDING, LINEAR, RMS_NORM, ADD_RMS_NORM, ROTARY, SILU_AND_MUL, GATED_MLP, SAMPLE)
+    for kernel in (
+        EMBEDDING,
+        LINEAR,
+        RMS_NORM,
+        ADD_RMS_NORM,
+        ROTARY,
+        SILU_AND_MUL,
+        GATED_MLP,
+        DECODER_LAYER,
+        ARGMAX,
+        SAMPLE,
+    )
 }
 """Every declared kernel, by name: the fields of `core.contracts.kernels.Kernels`."""
 

@@ -1,19 +1,36 @@
-"""Projections, and the gated MLP made of them."""
+"""Projections, and the gated MLP made of them. Quantised weights are unpacked, which defines their results."""
 
 from collections.abc import Callable, Iterator
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from core.contracts.kernels import Case, Kernel, Kernels
+from core.contracts.quantization import QuantizedWeight, Weight
 from core.reference.inputs import Inputs, rounded
+from core.weights.dequantize import dequantized
 
 
-def linear(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+def linear(weight: Weight, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
     """weight [out, in], bias [out] or None -> a function x [N, in] -> [N, out]."""
+    if isinstance(weight, QuantizedWeight):
+        return _unpacking(weight, bias)
 
     def apply(x: Tensor) -> Tensor:
         return F.linear(x, weight, bias)
+
+    return apply
+
+
+def _unpacking(weight: QuantizedWeight, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """Unpacks when it is first called, because only then the dtype is known."""
+    unpacked: dict[torch.dtype, Tensor] = {}
+
+    def apply(x: Tensor) -> Tensor:
+        if x.dtype not in unpacked:
+            unpacked[x.dtype] = dequantized(weight, x.dtype)
+        return F.linear(x, unpacked[x.dtype], bias)
 
     return apply
 
@@ -24,7 +41,7 @@ def silu_and_mul(x: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
-def gated_mlp(kernels: Kernels, gate_up_weight: Tensor, down_weight: Tensor) -> Callable[[Tensor], Tensor]:
+def gated_mlp(kernels: Kernels, gate_up_weight: Weight, down_weight: Weight) -> Callable[[Tensor], Tensor]:
     """gate_up_weight [2 * I, H] (gate first), down_weight [H, I] -> a function x [N, H] -> [N, H]."""
     gate_up, down = kernels.linear(gate_up_weight, None), kernels.linear(down_weight, None)
 

@@ -7,7 +7,9 @@
     gguf.py         checkpoints of one GGUF file, under the names a safetensors folder would have
     gguf_file.py    the GGUF container: header, metadata, tensor table
     mapped.py       a file as tensors, without copying it
-    dequantize.py   GGUF's quantised blocks -> tensors
+    formats.py      which format each weight is held in
+    quantize.py     tensors -> quantised weights
+    dequantize.py   quantised weights -> tensors
     loader.py       the Weights that a model builds itself from
 
 No file is believed: every header is checked against the size of its file before anything is read.

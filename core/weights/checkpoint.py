@@ -5,19 +5,18 @@ weights are wanted is said by the architecture that takes them.
 """
 
 import json
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.contracts.model import Architecture
+from core.contracts.quantization import QuantizedWeight, WeightFormat
 from core.errors import BadCheckpoint, ModelError, ModelNotFound, UnsafeCheckpoint
 
 if TYPE_CHECKING:
     import torch
 
-_DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
 _UNUSED_SUFFIXES = (".rotary_emb.inv_freq", ".rotary_emb.cos_cached", ".rotary_emb.sin_cached")
 
@@ -49,15 +48,27 @@ class Checkpoint(ABC):
         Raises BadCheckpoint when `dtype` is given and the weight is not stored as floating point.
         """
 
+    def read_float(self, name: str) -> "torch.Tensor":
+        """A weight as `read` gives it without a dtype. Raises BadCheckpoint when it is not floating point."""
+        return self.read(name)
+
+    def format(self, name: str) -> WeightFormat | None:
+        """The declared format of a weight [out, in]; None when it is a tensor, or in a format of its own."""
+        return None
+
+    def formats(self) -> frozenset[str]:
+        """The declared formats in which weights are stored here, by name."""
+        found = (self.format(name) for name in self.names() if not self.is_optional(name))
+        return frozenset(format.name for format in found if format is not None)
+
+    def blocks(self, name: str) -> QuantizedWeight:
+        """A weight that has a `format`, as it is stored: memory-mapped, unless its rows are in another order."""
+        raise NotImplementedError(f"{self.path} holds no quantised weights")
+
     def is_optional(self, name: str) -> bool:
         """Whether nobody needs to take this weight: tables that are computed, a head that is tied."""
         tied_head = name == "lm_head.weight" and bool(self.config.get("tie_word_embeddings"))
         return tied_head or name == "rope_freqs.weight" or name.endswith(_UNUSED_SUFFIXES)
-
-    def weight_bytes(self, dtype: str) -> int:
-        """Bytes of all weights once they are loaded in this dtype."""
-        wanted = [name for name in self.names() if not self.is_optional(name)]
-        return _DTYPE_BYTES[dtype] * sum(math.prod(self.shape(name)) for name in wanted)
 
 
 def open_checkpoint(path: Path, architectures: Mapping[str, Architecture]) -> Checkpoint:

@@ -1,7 +1,7 @@
 """Checkpoints of one GGUF file, under the names, shapes and config of a safetensors folder.
 
 An architecture's `GgufMapping` says how GGUF spells it; this module applies it. Quantised blocks are unpacked
-when a weight is read.
+when a weight is read, or handed out as they are.
 """
 
 import re
@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.contracts.model import Architecture, GgufMapping
+from core.contracts.quantization import QuantizedWeight, WeightFormat
 from core.errors import BadCheckpoint, UnsupportedArchitecture
 from core.weights.checkpoint import Checkpoint
-from core.weights.gguf_file import F16, F32, GgufTensor, read_gguf
+from core.weights.gguf_file import DECLARED, F16, F32, GgufTensor, read_gguf
 from core.weights.mapped import MappedFile
 
 if TYPE_CHECKING:
@@ -57,11 +58,26 @@ class GgufCheckpoint(Checkpoint):
         else:
             raw = self._mapped.tensor(stored.offset, stored.num_bytes, torch.uint8, (stored.num_bytes,))
             tensor = dequantize(raw, stored.kind, stored.shape, dtype or torch.float32)
-        heads = self._mapping.permuted.get(_LAYER.sub("{i}", name, count=1))
-        return tensor if heads is None else self._unpermuted(name, tensor, heads)
+        return self._ordered(name, tensor)
 
-    def _unpermuted(self, name: str, tensor: "torch.Tensor", key: str) -> "torch.Tensor":
-        """Rows from (head, pair, half) back to (head, half, pair)."""
+    def format(self, name: str) -> WeightFormat | None:
+        stored = self._tensors[name]
+        return DECLARED.get(stored.kind) if len(stored.shape) == 2 else None
+
+    def blocks(self, name: str) -> QuantizedWeight:
+        import torch
+
+        stored, format = self._tensors[name], DECLARED[self._tensors[name].kind]
+        outputs, inputs = stored.shape
+        rows = (outputs, format.bytes_per_row(inputs))
+        data = self._mapped.tensor(stored.offset, stored.num_bytes, torch.uint8, rows)
+        return QuantizedWeight(format=format, data=self._ordered(name, data), shape=(outputs, inputs))
+
+    def _ordered(self, name: str, tensor: "torch.Tensor") -> "torch.Tensor":
+        """Rows as a safetensors folder has them: from (head, pair, half) back to (head, half, pair)."""
+        key = self._mapping.permuted.get(_LAYER.sub("{i}", name, count=1))
+        if key is None:
+            return tensor
         heads = self.config.get(key)
         if not isinstance(heads, int) or heads < 1 or tensor.shape[0] % (2 * heads):
             raise BadCheckpoint(f"{self.path}: {name} has {tensor.shape[0]} rows; {key} is {heads!r}")

@@ -11,9 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from core.contracts import quantization
 from core.errors import BadCheckpoint
 
 F32, F16, Q4_0, Q4_1, Q8_0, F64, BF16 = 0, 1, 2, 3, 8, 28, 30
+
+DECLARED = {Q4_0: quantization.Q4_0, Q4_1: quantization.Q4_1, Q8_0: quantization.Q8_0}
+"""Tensor types that are declared formats of weights."""
 
 _PLAIN_BLOCKS = {F64: (1, 8), F32: (1, 4), F16: (1, 2), BF16: (1, 2)}
 _COMMON_BLOCKS = _PLAIN_BLOCKS | {Q4_0: (32, 18), Q4_1: (32, 20), Q8_0: (32, 34)}

@@ -63,17 +63,22 @@ class SafetensorsCheckpoint(Checkpoint):
     def read(self, name: str, dtype: "torch.dtype | None" = None) -> "torch.Tensor":
         import torch
 
+        if dtype is not None:
+            return self.read_float(name).to(dtype)
         stored = self._tensors[name]
-        if dtype is not None and stored.dtype not in _FLOATS:
+        if stored.file not in self._mapped:
+            self._mapped[stored.file] = MappedFile(stored.file)
+        as_stored: torch.dtype = getattr(torch, _DTYPES[stored.dtype])
+        return self._mapped[stored.file].tensor(stored.offset, stored.num_bytes, as_stored, stored.shape)
+
+    def read_float(self, name: str) -> "torch.Tensor":
+        stored = self._tensors[name]
+        if stored.dtype not in _FLOATS:
             raise BadCheckpoint(
                 f"{stored.file}: {name} is stored as {stored.dtype}; {', '.join(_FLOATS)} are read. "
                 "It is quantised in a way that its config.json does not tell"
             )
-        if stored.file not in self._mapped:
-            self._mapped[stored.file] = MappedFile(stored.file)
-        as_stored: torch.dtype = getattr(torch, _DTYPES[stored.dtype])
-        tensor = self._mapped[stored.file].tensor(stored.offset, stored.num_bytes, as_stored, stored.shape)
-        return tensor if dtype is None else tensor.to(dtype)
+        return self.read(name)
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:

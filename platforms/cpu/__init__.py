@@ -1,8 +1,9 @@
 """The CPU of this machine, through torch and the vendor library behind it.
 
 platform.py   what it is and can do
-attention.py  paged attention: batched decode, flash prefill
-kernels.py    packed linear layers and the gated MLP
+kernels.py    the C++ kernels, or what stands in for them: packed linear layers and the gated MLP
+attention.py  paged attention on torch operations, where there are no C++ kernels
+isa/          how the C++ kernels use this processor's instructions
 execution.py  one thread per physical core, pinned
 """
 

@@ -1,9 +1,9 @@
-"""Paged attention: decodes in C++ where it can be compiled, everything else on torch operations.
+"""Paged attention on torch operations: for what the C++ kernels do not serve, and where there are none.
 
 Keys and values lie head by head, [num_kv_heads, num_blocks, block_size, head_dim], so that gathering whole
-blocks yields matrices that a batched product takes as they are. Without the C++ kernel, decodes are gathered
-and multiplied together, the query heads of a group as the rows of one matrix (torch's own grouped attention is
-many times slower in bfloat16). Prompts go through torch's flash kernel, one sequence at a time.
+blocks yields matrices that a batched product takes as they are. Decodes are gathered and multiplied together,
+the query heads of a group as the rows of one matrix (torch's own grouped attention is many times slower in
+bfloat16). Prompts go through torch's flash kernel, one sequence at a time.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from core.contracts.attention import Attention, AttentionBatch, AttentionSpec, CacheLayout, LayerCache
-from platforms.cpu.native import decode_kernel
 
 _WASTE = 1.25  # decodes share a bucket while padding them to the longest costs at most this factor
 
@@ -50,20 +49,19 @@ class _Prompt:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """Where tokens are written, how decodes are gathered (not at all for the kernel), and each prompt."""
+    """Where tokens are written, how decodes are gathered, and each prompt."""
 
     batch: AttentionBatch
     decodes: tuple[_Decodes, ...]
     prompts: tuple[_Prompt, ...]
 
 
-class CpuAttention(Attention):
+class TorchAttention(Attention):
     """Attention for layers of one spec."""
 
     def __init__(self, spec: AttentionSpec) -> None:
         self.spec = spec
         self.group = spec.num_heads // spec.num_kv_heads
-        self._kernel = decode_kernel(spec.dtype, spec.head_dim, self.group)
 
     def layout(self, num_blocks: int) -> CacheLayout:
         return CacheLayout((self.spec.num_kv_heads, num_blocks, self.spec.block_size, self.spec.head_dim), 1)
@@ -75,9 +73,7 @@ class CpuAttention(Attention):
             starts.append(starts[-1] + count)
         return _Plan(
             batch=batch,
-            decodes=()
-            if self._kernel is not None
-            else tuple(self._plan_decodes(batch, rows) for rows in _buckets(batch.lengths[:n])),
+            decodes=tuple(self._plan_decodes(batch, rows) for rows in _buckets(batch.lengths[:n])),
             prompts=tuple(self._plan_prompt(batch, i, starts[i]) for i in range(n, len(batch.lengths))),
         )
 
@@ -88,18 +84,6 @@ class CpuAttention(Attention):
 
     def attend(self, query: Tensor, cache: LayerCache, plan: _Plan) -> Tensor:
         output = torch.empty(query.shape, dtype=query.dtype)
-        if self._kernel is not None and plan.batch.num_decodes:
-            n = plan.batch.num_decodes
-            self._kernel(
-                query[:n].contiguous(),
-                cache.keys,
-                cache.values,
-                plan.batch.block_tables,
-                plan.batch.seq_lengths,
-                output,
-                window=self.spec.sliding_window,
-                scale=self.spec.scale,
-            )
         for decodes in plan.decodes:
             output[decodes.rows] = self._decode(query[decodes.rows], cache, decodes)
         for prompt in plan.prompts:

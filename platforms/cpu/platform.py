@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from core.contracts.execution import Execution
     from core.contracts.kernels import Implementation
     from core.contracts.model import ModelDescription
+    from core.native.toolchain import NativeBuild
 
 
 class CpuPlatform(Platform):
@@ -32,7 +33,13 @@ class CpuPlatform(Platform):
         return Probe(available=True, reason=name, devices=(Device(name=name, torch_device="cpu"),))
 
     def capabilities(self, device: Device) -> Capabilities:
-        return Capabilities(dtypes=("bfloat16", "float32", "float16"), block_sizes=(16, 8, 32, 64, 128))
+        from platforms.cpu.kernels import weight_formats
+
+        return Capabilities(
+            dtypes=("bfloat16", "float32", "float16"),
+            block_sizes=(16, 8, 32, 64, 128),
+            weight_formats=weight_formats(),
+        )
 
     def defaults(self, model: "ModelDescription", device: Device) -> Defaults:
         import psutil
@@ -41,9 +48,15 @@ class CpuPlatform(Platform):
         return Defaults(kv_cache_memory=min(4 * 2**30, available // 3), max_num_batched_tokens=2048)
 
     def attention(self, spec: "AttentionSpec", device: Device) -> "Attention":
-        from platforms.cpu.attention import CpuAttention
+        from core.native.attention import NativeAttention, unsupported
+        from core.native.library import native_library
+        from platforms.cpu.attention import TorchAttention
+        from platforms.cpu.isa.levels import chosen_build
 
-        return CpuAttention(spec)
+        library = native_library(chosen_build())
+        if isinstance(library, str) or unsupported(spec):
+            return TorchAttention(spec)
+        return NativeAttention(spec, library)
 
     def kernels(self, device: Device) -> "Mapping[str, Implementation]":
         from platforms.cpu.kernels import implementations
@@ -54,3 +67,8 @@ class CpuPlatform(Platform):
         from platforms.cpu.execution import PinnedExecution
 
         return PinnedExecution()
+
+    def native_builds(self) -> "Mapping[str, NativeBuild]":
+        from platforms.cpu.isa.levels import builds
+
+        return builds()

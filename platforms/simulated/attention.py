@@ -30,7 +30,7 @@ class StrictAttention(Attention):
 
     def __init__(self, spec: AttentionSpec, device: Device, limits: SchedulingLimits) -> None:
         self._reference = ReferenceAttention(spec)
-        self._spec = spec
+        self.spec = spec
         self._device = device
         self._limits = limits
 
@@ -38,19 +38,19 @@ class StrictAttention(Attention):
         return self._reference.layout(num_blocks)
 
     def plan(self, batch: AttentionBatch) -> _Plan:
-        check_batch(batch, self._spec, self._limits, self._device.torch_device)
+        check_batch(batch, self.spec, self._limits, self._device.torch_device)
         return _Plan(self._reference.plan(batch), batch)
 
     def write(self, key: Tensor, value: Tensor, cache: LayerCache, plan: _Plan) -> None:
         plan.num_layers += 1
         num_tokens = len(plan.batch.slot_mapping)
         for name, tensor in (("key", key), ("value", value)):
-            self._check(name, tensor, (num_tokens, self._spec.num_kv_heads, self._spec.head_dim))
+            self._check(name, tensor, (num_tokens, self.spec.num_kv_heads, self.spec.head_dim))
         self._check_cache(cache, plan.batch)
         self._reference.write(key, value, cache, plan.reference)
 
     def attend(self, query: Tensor, cache: LayerCache, plan: _Plan) -> Tensor:
-        self._check("query", query, (len(plan.batch.slot_mapping), self._spec.num_heads, self._spec.head_dim))
+        self._check("query", query, (len(plan.batch.slot_mapping), self.spec.num_heads, self.spec.head_dim))
         output = self._reference.attend(query, cache, plan.reference)
         finite = output.isfinite().flatten(1).all(dim=1)[: sum(plan.batch.query_lens)]
         starts = [0, *accumulate(plan.batch.query_lens)]
@@ -59,7 +59,7 @@ class StrictAttention(Attention):
         return output
 
     def _check(self, name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-        spec = self._spec
+        spec = self.spec
         given = (tuple(tensor.shape), tensor.dtype, tensor.device)
         if given != (shape, getattr(torch, spec.dtype), torch.device(self._device.torch_device)):
             raise ContractViolation(
@@ -74,14 +74,14 @@ class StrictAttention(Attention):
         layout = self.layout(num_blocks)
         for name, storage in (("keys", cache.keys), ("values", cache.values)):
             self._check(f"the cache's {name}", storage, layout.shape)
-        if int(batch.slot_mapping.max()) >= num_blocks * self._spec.block_size:
+        if int(batch.slot_mapping.max()) >= num_blocks * self.spec.block_size:
             raise ContractViolation(
                 f"simulated: slot {int(batch.slot_mapping.max())} is outside a cache of {num_blocks} blocks"
             )
 
     def _find_dead_slot(self, i: int, cache: LayerCache, plan: _Plan) -> None:
         """Name the poison behind sequence i's output that is not finite; the model's own doing is let be."""
-        batch, size, window = plan.batch, self._spec.block_size, self._spec.sliding_window
+        batch, size, window = plan.batch, self.spec.block_size, self.spec.sliding_window
         context = batch.lengths[i] - batch.query_lens[i]
         oldest = 0 if window is None else max(0, context - window + 1)
         for position in range(oldest, context):

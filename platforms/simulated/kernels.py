@@ -103,6 +103,10 @@ def _silu_and_mul(x: Tensor) -> str:
     return "" if x.dim() == 2 and x.shape[1] % 2 == 0 and _alike(x) else "expected a dense x [N, 2 * I]"
 
 
+def _argmax(logits: Tensor) -> str:
+    return "" if logits.dim() == 2 and _alike(logits) else "expected logits [N, V]"
+
+
 def _sample(logits: Tensor, *limits: Tensor) -> str:
     if logits.dim() != 2 or logits.dtype != torch.float32 or any(t.shape != logits.shape[:1] for t in limits):
         return "expected logits [N, V] float32 and [N] of everything else"
@@ -119,5 +123,6 @@ _CHECKS: Mapping[str, Callable[..., str]] = {
     "add_rms_norm": _add_rms_norm,
     "rotary": _rotary,
     "silu_and_mul": _silu_and_mul,
+    "argmax": _argmax,
     "sample": _sample,
 }

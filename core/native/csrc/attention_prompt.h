@@ -1,0 +1,270 @@
+// Paged attention for sequences with several new tokens.
+//
+// Rows are pairs of a new token and a query head of one group, and rows are lanes: scores, the softmax and the sums
+// of values run down the lanes without a sum across them. Keys are taken a tile at a time, copied out of their
+// blocks, by up to kTaskRows rows. Both products are made in units of four bytes. The softmax is online (Milakov and
+// Gimelshein 2018); after FlashAttention, Dao et al. 2022.
+
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "step.h"
+#include "units.h"
+#include "workspace.h"
+
+namespace core {
+
+constexpr int64_t kTileKeys = 64;
+constexpr int64_t kChunk = 3 * kLanes;       // rows that are worked on together
+constexpr int64_t kTaskRows = 4 * kChunk;    // rows that share a copy of the keys
+constexpr int64_t kFloats = isa::kWidth / 4;  // lanes of a vector of the processor
+constexpr int kTall = isa::kWidth == 64 ? 8 : 4;
+constexpr float kLog2E = 1.44269504088896341f;
+constexpr float kNothing = -1e30f;  // the maximum of no scores: finite, so that it can be subtracted from itself
+
+// One thread's memory for one task.
+//
+// queries  [chunks][units of a head][kChunk]
+// keys     [kTileKeys][units of a head]
+// values   [units of the tile][head_dim]
+// scores   [kTileKeys][kChunk], weights [units of the tile][kChunk]
+// sums     [chunks][head_dim][kChunk]; maxima, totals, newest [chunks][kChunk]
+template <typename T>
+struct PromptScratch {
+  PromptScratch(Parts& parts, const AttentionShape& shape) {
+    const int64_t group = shape.heads / shape.kv_heads, dim = shape.head_dim, units = dim / kPerUnit<T>;
+    const int64_t rows = std::max(kTaskRows, (group + kChunk - 1) / kChunk * kChunk);
+    queries = parts.take<uint32_t>(rows * units);
+    keys = parts.take<uint32_t>(kTileKeys * units);
+    values = parts.take<uint32_t>(kTileKeys / kPerUnit<T> * dim);
+    scores = parts.take<float>(kTileKeys * kChunk);
+    weights = parts.take<uint32_t>(kTileKeys / kPerUnit<T> * kChunk);
+    sums = parts.take<float>(rows * dim);
+    maxima = parts.take<float>(rows);
+    totals = parts.take<float>(rows);
+    newest = parts.take<int32_t>(rows);
+  }
+
+  uint32_t *queries, *keys, *values, *weights;
+  float *scores, *sums, *maxima, *totals;
+  int32_t* newest;
+};
+
+// kTall rows of `ones` times V vectors of lanes, summed over `steps` units, starting from what `sums` holds.
+template <typename T, int V>
+inline void multiply_units(const uint32_t* lanes, const uint32_t* ones, int64_t one_stride, int64_t step_stride,
+                           int64_t steps, isa::Floats (&sums)[kTall][V]) {
+  for (int64_t s = 0; s < steps; ++s) {
+    isa::Words a[V];
+    for (int v = 0; v < V; ++v) a[v] = vector_from<isa::Words>(lanes + s * kChunk + v * kFloats);
+    for (int i = 0; i < kTall; ++i) {
+      const isa::Words one = isa::Words{} + ones[i * one_stride + s * step_stride];
+      for (int v = 0; v < V; ++v) sums[i][v] = multiply_add<T>(sums[i][v], a[v], one);
+    }
+  }
+}
+
+// What rows see of a tile: keys that exist, up to their own `newest`, and above newest - window.
+struct Mask {
+  const int32_t* newest;  // of the chunk, as positions
+  int64_t start, end;     // positions of the tile's keys
+  int64_t window;
+  bool needed;
+};
+
+// Scores of V vectors of rows with `keys` keys, and each row's largest.
+template <typename T, int V>
+inline void score_rows(const uint32_t* queries, const uint32_t* keys, int64_t units, int64_t count, const Mask& mask,
+                       float* scores, float* largest) {
+  typedef isa::Ints Ints;
+  const isa::Floats hidden = isa::Floats{} - INFINITY;
+  const Ints end = Ints{} + static_cast<int32_t>(mask.end);
+  isa::Floats most[V];
+  for (int v = 0; v < V; ++v) most[v] = hidden;
+  for (int64_t k = 0; k < count; k += kTall) {
+    isa::Floats sums[kTall][V] = {};
+    multiply_units<T, V>(queries, keys + k * units, units, 1, units, sums);
+    if (mask.needed)
+      for (int v = 0; v < V; ++v) {
+        const Ints newest = vector_from<Ints>(mask.newest + v * kFloats);
+        const Ints oldest = newest - static_cast<int32_t>(mask.window > 0 ? mask.window : INT32_MAX);
+        for (int i = 0; i < kTall; ++i) {
+          const Ints key = Ints{} + static_cast<int32_t>(mask.start + k + i);
+          sums[i][v] = ((key <= newest) & (key > oldest) & (key < end)) ? sums[i][v] : hidden;
+        }
+      }
+    for (int i = 0; i < kTall; ++i)
+      for (int v = 0; v < V; ++v) {
+        most[v] = sums[i][v] > most[v] ? sums[i][v] : most[v];
+        std::memcpy(scores + (k + i) * kChunk + v * kFloats, &sums[i][v], sizeof(isa::Floats));
+      }
+  }
+  for (int v = 0; v < V; ++v) std::memcpy(largest + v * kFloats, &most[v], sizeof(isa::Floats));
+}
+
+// Scores become weights; `factors` is what earlier sums shrink by. All for 16 rows.
+template <typename T>
+inline void weigh_rows(const float* scores, int64_t count, float scale, const float* largest, float* maxima,
+                       float* totals, float* factors, uint32_t* weights) {
+  const Vector before = load(maxima), seen = load(largest) * scale;
+  const Vector maximum = seen > before ? seen : before;
+  const Vector factor = power_of_two<float>(before - maximum);
+  Vector total = load(totals) * factor;
+  for (int64_t k = 0; k < count; k += kPerUnit<T>) {
+    const Vector even = power_of_two<T>(load(scores + k * kChunk) * scale - maximum);
+    total += even;
+    Bits unit = bits_of<Bits>(even);
+    if constexpr (kPerUnit<T> == 2) {
+      const Vector odd = power_of_two<T>(load(scores + (k + 1) * kChunk) * scale - maximum);
+      total += odd;
+      unit = pairs_of(even, odd);
+    }
+    store_bits(weights + k / kPerUnit<T> * kChunk, unit);
+  }
+  store(maxima, maximum);
+  store(totals, total);
+  store(factors, factor);
+}
+
+// sums [dim][kChunk] = sums * factors + weights * values, for V vectors of rows.
+template <typename T, int V>
+inline void add_values(const uint32_t* weights, const uint32_t* values, int64_t dim, int64_t count,
+                       const float* factors, float* sums) {
+  for (int64_t d = 0; d < dim; d += kTall) {
+    isa::Floats part[kTall][V];
+    for (int i = 0; i < kTall; ++i)
+      for (int v = 0; v < V; ++v)
+        part[i][v] = vector_from<isa::Floats>(sums + (d + i) * kChunk + v * kFloats) *
+                     vector_from<isa::Floats>(factors + v * kFloats);
+    multiply_units<T, V>(weights, values + d, 1, dim, count / kPerUnit<T>, part);
+    for (int i = 0; i < kTall; ++i)
+      for (int v = 0; v < V; ++v)
+        std::memcpy(sums + (d + i) * kChunk + v * kFloats, &part[i][v], sizeof(isa::Floats));
+  }
+}
+
+// One chunk against one tile. V vectors of the processor at a time; together they hold 16 * SIXTEENS rows.
+template <typename T, int V, int SIXTEENS>
+void attend_chunk(const PromptScratch<T>& scratch, int64_t chunk, int64_t dim, int64_t count, float scale, Mask mask) {
+  const int64_t units = dim / kPerUnit<T>;
+  alignas(64) float largest[kChunk], factors[kChunk];
+  const uint32_t* queries = scratch.queries + chunk * units * kChunk;
+  float* sums = scratch.sums + chunk * dim * kChunk;
+  const int32_t* newest = scratch.newest + chunk * kChunk;
+  for (int64_t r = 0; r < SIXTEENS * kLanes; r += V * kFloats) {
+    mask.newest = newest + r;
+    score_rows<T, V>(queries + r, scratch.keys, units, count, mask, scratch.scores + r, largest + r);
+  }
+  for (int64_t r = 0; r < SIXTEENS * kLanes; r += kLanes)
+    weigh_rows<T>(scratch.scores + r, count, scale, largest + r, scratch.maxima + chunk * kChunk + r,
+                  scratch.totals + chunk * kChunk + r, factors + r, scratch.weights + r);
+  for (int64_t r = 0; r < SIXTEENS * kLanes; r += V * kFloats)
+    add_values<T, V>(scratch.weights + r, scratch.values, dim, count, factors + r, sums + r);
+}
+
+template <typename T>
+inline void attend_chunk(const PromptScratch<T>& scratch, int64_t chunk, int64_t rows, int64_t dim, int64_t count,
+                         float scale, const Mask& mask) {
+  constexpr bool wide = isa::kWidth == 64;
+  if (rows > 2 * kLanes) return attend_chunk<T, wide ? 3 : 2, 3>(scratch, chunk, dim, count, scale, mask);
+  if (rows > kLanes) return attend_chunk<T, 2, 2>(scratch, chunk, dim, count, scale, mask);
+  attend_chunk<T, wide ? 1 : 2, 1>(scratch, chunk, dim, count, scale, mask);
+}
+
+// Where the keys and values of one sequence lie, for one key/value head.
+template <typename T>
+struct Pages {
+  const T* keys;
+  const T* values;
+  const int32_t* blocks;
+  int64_t block_size, dim;
+
+  int64_t at(int64_t position) const {
+    return (blocks[position / block_size] * block_size + position % block_size) * dim;
+  }
+};
+
+// Copies `count` keys and values from position `start`, and zeros up to the next multiple of kTall.
+template <typename T>
+inline int64_t copy_tile(const Pages<T>& pages, int64_t start, int64_t count, const PromptScratch<T>& scratch) {
+  const int64_t dim = pages.dim, padded = (count + kTall - 1) / kTall * kTall;
+  static const T zeros[kMaxHeadDim] = {};
+  const T* values[kTileKeys];
+  T* keys = reinterpret_cast<T*>(scratch.keys);
+  for (int64_t k = 0; k < padded; ++k) {
+    const int64_t at = k < count ? pages.at(start + k) : 0;
+    std::memcpy(keys + k * dim, k < count ? pages.keys + at : zeros, dim * sizeof(T));
+    values[k] = k < count ? pages.values + at : zeros;
+  }
+  for (int64_t k = 0; k < padded; k += kPerUnit<T>)
+    for (int64_t d = 0; d < dim; d += kLanes)
+      store_bits(scratch.values + k / kPerUnit<T> * dim + d, paired(values[k] + d, values[k + kPerUnit<T> - 1] + d));
+  return padded;
+}
+
+// Rows of one task: new tokens of a sequence, times the heads of a group.
+template <typename T>
+struct PromptRows {
+  const T* query;         // of the first row
+  T* output;              // likewise
+  int64_t query_stride;   // elements from one token to the next
+  int64_t output_stride;
+  int64_t group, dim, count;  // count: rows
+  int64_t context;            // position of the first token
+
+  int64_t position(int64_t row) const { return context + row / group; }
+};
+
+template <typename T>
+inline void load_rows(const PromptRows<T>& rows, const PromptScratch<T>& scratch) {
+  const int64_t units = rows.dim / kPerUnit<T>, padded = (rows.count + kLanes - 1) / kLanes * kLanes;
+  for (int64_t r = 0; r < padded; ++r) {
+    const int64_t row = std::min(r, rows.count - 1);  // lanes to spare repeat the last row
+    const T* query = rows.query + row / rows.group * rows.query_stride + row % rows.group * rows.dim;
+    uint32_t* to = scratch.queries + r / kChunk * units * kChunk + r % kChunk;
+    for (int64_t u = 0; u < units; ++u) std::memcpy(to + u * kChunk, query + u * kPerUnit<T>, sizeof(uint32_t));
+    scratch.newest[r] = static_cast<int32_t>(rows.position(row));
+    scratch.maxima[r] = kNothing;
+    scratch.totals[r] = 0.0f;
+  }
+  const int64_t chunks = (rows.count + kChunk - 1) / kChunk;
+  std::memset(scratch.sums, 0, chunks * kChunk * rows.dim * sizeof(float));
+}
+
+template <typename T>
+inline void store_rows(const PromptRows<T>& rows, const PromptScratch<T>& scratch) {
+  for (int64_t r = 0; r < rows.count; ++r) {
+    T* output = rows.output + r / rows.group * rows.output_stride + r % rows.group * rows.dim;
+    const float* sums = scratch.sums + r / kChunk * rows.dim * kChunk + r % kChunk;
+    const float part = 1.0f / scratch.totals[r];
+    for (int64_t d = 0; d < rows.dim; ++d) output[d] = narrow<T>(sums[d * kChunk] * part);
+  }
+}
+
+// All that the rows see, tile by tile; each chunk skips the tiles that none of its rows sees.
+template <typename T>
+void attend_prompt(const PromptRows<T>& rows, const Pages<T>& pages, int64_t window, float scale,
+                   const PromptScratch<T>& scratch) {
+  load_rows(rows, scratch);
+  const int64_t end = rows.position(rows.count - 1) + 1;
+  const int64_t begin = window > 0 ? std::max<int64_t>(0, rows.context - window + 1) : 0;
+  for (int64_t start = begin, next; start < end; start = next) {
+    next = std::min((start / kTileKeys + 1) * kTileKeys, end);
+    const int64_t tile = next - start, padded = copy_tile(pages, start, tile, scratch);
+    for (int64_t first = 0; first < rows.count; first += kChunk) {
+      const int64_t count = std::min(kChunk, rows.count - first);
+      const int64_t oldest = rows.position(first), newest = rows.position(first + count - 1);
+      if (start > newest || (window > 0 && next <= oldest - window + 1)) continue;
+      const bool masked = padded != tile || next - 1 > oldest || (window > 0 && start <= newest - window);
+      attend_chunk(scratch, first / kChunk, count, rows.dim, padded, scale * kLog2E,
+                   Mask{nullptr, start, next, window, masked});
+    }
+  }
+  store_rows(rows, scratch);
+}
+
+}  // namespace core

@@ -1,0 +1,50 @@
+// Inner products for an instruction set that nobody has written for: see portable.h.
+//
+// A platform puts an isa.h of its own in front of this one on the include path. It defines all of these names.
+
+#pragma once
+
+#include "portable.h"
+
+namespace core {
+namespace isa {
+
+constexpr int kWidth = __BIGGEST_ALIGNMENT__ >= 64 ? 64 : __BIGGEST_ALIGNMENT__ >= 32 ? 32 : 16;  // bytes of a vector
+typedef portable::Types<kWidth>::Floats Floats;
+typedef portable::Types<kWidth>::Ints Ints;
+typedef portable::Types<kWidth>::Words Words;
+
+constexpr int kRows = kWidth == 64 ? 12 : 3;        // of activations that are multiplied together
+constexpr int kGroupedRows = kWidth == 64 ? 6 : 2;  // the same, with two sums for each product
+constexpr int kOffset = 0;  // what is added to signed weights when they are packed; their products then contain it
+
+inline Floats dot_bfloat16(const Floats& acc, const Words& weights, const Words& x) {
+  return portable::dot_bfloat16(acc, weights, x);
+}
+
+// acc + the products of x, bytes within +-127, with weights that had kOffset added.
+inline Ints dot_bytes(const Ints& acc, const Words& weights, const Words& x) {
+  return portable::dot_signed(acc, weights, x);
+}
+
+// The same, of weights from 0 to 15.
+inline Ints dot_nibbles(const Ints& acc, const Words& weights, const Words& x) {
+  return portable::dot_signed(acc, weights, x);
+}
+
+// As many float16 as a vector has floats, to float.
+inline Floats widen_halves(const uint16_t* from) {
+  typedef uint16_t Narrow __attribute__((vector_size(kWidth / 2)));
+  Narrow narrow;
+  std::memcpy(&narrow, from, sizeof(narrow));
+  return portable::widen_halves<Floats>(__builtin_convertvector(narrow, Words));
+}
+
+inline Halves to_bfloat16(const Vector& v) {
+  bfloat16 narrowed[kLanes];
+  store(narrowed, v);
+  return bits_of<Halves>(narrowed);
+}
+
+}  // namespace isa
+}  // namespace core

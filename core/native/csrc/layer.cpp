@@ -1,0 +1,238 @@
+// The phases of a layer, with a barrier wherever one reads what another thread wrote in the one before.
+
+#include "layer.h"
+
+#include <atomic>
+#include <cstring>
+
+#include "norm.h"
+#include "rotary.h"
+#include "team.h"
+#include "workspace.h"
+
+namespace core {
+namespace {
+
+constexpr int64_t kFewRows = 2;     // every thread computes the norms of so many for itself, which saves a barrier
+constexpr int64_t kRowsAtOnce = 8;  // of a norm, handed to a thread together
+
+int64_t largest_prepared(const DecoderLayer& layer, int64_t rows) {
+  int64_t bytes = 0;
+  for (const Linear* linear : {layer.qkv, layer.output, layer.gate_up, layer.down})
+    bytes = std::max(bytes, prepared_bytes(*linear, rows));
+  return bytes;
+}
+
+// One thread's own memory.
+template <typename T>
+struct Own {
+  Own(Parts& parts, const DecoderLayer& layer, int64_t rows)
+      : attention(parts, layer.attention),
+        normed(parts.take<T>(kFewRows * layer.hidden)),
+        query(parts.take<T>(layer.attention.heads * layer.attention.head_dim)),
+        prepared(parts.take<char>(rows > kFewRows ? 0 : largest_prepared(layer, rows))) {}
+
+  AttentionScratch<T> attention;
+  T* normed;
+  T* query;
+  char* prepared;
+};
+
+// Memory of one call, that its threads share.
+template <typename T>
+struct Shared {
+  Shared(Parts& parts, const DecoderLayer& layer, const Step& step) {
+    const AttentionShape& shape = layer.attention;
+    const int64_t rows = step.rows, width = shape.heads * shape.head_dim;
+    stream = parts.take<T>(kFewRows * layer.hidden);
+    normed = parts.take<T>(rows * layer.hidden);
+    qkv = parts.take<T>(rows * layer.qkv->outputs);
+    attended = parts.take<T>(rows * width);
+    projected = parts.take<T>(rows * layer.hidden);
+    gated = parts.take<T>(rows * (layer.gate_up->outputs / 2));
+    prepared = parts.take<char>(rows > kFewRows ? largest_prepared(layer, rows) : 0);
+    partials = parts.take<float>(partials_floats(shape, step));
+    finished = parts.take<std::atomic<int32_t>>(step.num_partials * shape.kv_heads);
+  }
+
+  T *stream, *normed, *qkv, *attended, *projected, *gated;
+  char* prepared;
+  float* partials;
+  std::atomic<int32_t>* finished;
+};
+
+// One call's arguments. `residual` is null where `x` is the stream itself; the stream goes to `stream`.
+template <typename T>
+struct LayerCall {
+  const DecoderLayer& layer;
+  const Step& step;
+  const Cache& cache;
+  T* x;
+  T* residual;
+  T* stream;
+};
+
+// x as `linear` multiplies it. Few rows are prepared by every thread for itself; x may then be its own.
+template <typename T>
+const void* prepare_rows(Team& team, const Linear& linear, const T* x, int64_t rows, const Shared<T>& shared,
+                         const Own<T>& own) {
+  if (rows <= kFewRows) {
+    Phases phases;
+    Team alone(phases, 0, 1);
+    return prepare(alone, linear, x, rows, own.prepared);
+  }
+  const void* prepared = prepare(team, linear, x, rows, shared.prepared);
+  if (prepared != x) team.wait();
+  return prepared;
+}
+
+// The sum of `x` and `stream` goes to `total`, and its norm is returned as `linear` multiplies it. Few rows are
+// summed by every thread and kept by the first, so `total` must then be neither `x` nor `stream`.
+template <typename T>
+const void* add_and_norm(Team& team, const T* x, const T* stream, T* total, const void* weight, const Linear& linear,
+                         const LayerCall<T>& call, const Shared<T>& shared, const Own<T>& own) {
+  const int64_t rows = call.step.rows, hidden = call.layer.hidden;
+  const bool few = rows <= kFewRows;
+  T* normed = few ? own.normed : shared.normed;
+  const auto norm_row = [&](int64_t row, T* sum) {
+    const int64_t at = row * hidden;
+    if (stream != nullptr) add(x + at, stream + at, hidden, sum);
+    normalize(stream != nullptr ? sum : x + at, static_cast<const T*>(weight), call.layer.eps, hidden, normed + at);
+  };
+  if (few) {
+    if (team.rank == 0 && stream != nullptr) add(x, stream, rows * hidden, total);
+    for (int64_t row = 0; row < rows; ++row) norm_row(row, normed + row * hidden);
+  } else {
+    team.each((rows + kRowsAtOnce - 1) / kRowsAtOnce, [&](int64_t i) {
+      const int64_t end = std::min(rows, (i + 1) * kRowsAtOnce);
+      for (int64_t row = i * kRowsAtOnce; row < end; ++row) norm_row(row, total + row * hidden);
+    });
+    team.wait();
+  }
+  return prepare_rows(team, linear, normed, rows, shared, own);
+}
+
+// A product whose input lies in shared memory, written before the last barrier.
+template <typename T>
+void project(Team& team, const Linear& linear, const T* x, int64_t rows, T* y, const Shared<T>& shared,
+             const Own<T>& own) {
+  multiply(team, linear, prepare_rows(team, linear, x, rows, shared, own), rows, y);
+}
+
+template <typename T>
+void rotate_head(const LayerCall<T>& call, const void* norm, int64_t row, const T* head, T* to) {
+  const int64_t dim = call.layer.attention.head_dim, half = call.step.half;
+  if (norm != nullptr) {
+    normalize(head, static_cast<const T*>(norm), call.layer.eps, dim, to);
+    head = to;
+  }
+  rotate(head, static_cast<const T*>(call.step.cos) + row * half, static_cast<const T*>(call.step.sin) + row * half,
+         half, dim, to);
+}
+
+// Rotates a token's queries of one group into `query`.
+template <typename T>
+void rotate_queries(const LayerCall<T>& call, int64_t row, int64_t head, const T* qkv, T* query) {
+  const AttentionShape& shape = call.layer.attention;
+  const int64_t group = shape.heads / shape.kv_heads, dim = shape.head_dim;
+  for (int64_t h = 0; h < group; ++h)
+    rotate_head(call, call.layer.query_norm, row, qkv + (head * group + h) * dim, query + h * dim);
+}
+
+// Writes a token's key, rotated, and value of one head into the cache.
+template <typename T>
+void write_cache(const LayerCall<T>& call, int64_t row, int64_t head, const T* qkv) {
+  const AttentionShape& shape = call.layer.attention;
+  const int64_t dim = shape.head_dim;
+  const int64_t at = (head * call.cache.num_blocks * shape.block_size + call.step.slots[row]) * dim;
+  rotate_head(call, call.layer.key_norm, row, qkv + (shape.heads + head) * dim, static_cast<T*>(call.cache.keys) + at);
+  std::memcpy(static_cast<T*>(call.cache.values) + at, qkv + (shape.heads + shape.kv_heads + head) * dim,
+              dim * sizeof(T));
+}
+
+// From projections to attended rows. One decode on its own needs no barrier between writing and reading: the task
+// that sees its newest key writes it.
+template <typename T>
+void rotate_and_attend(Team& team, const LayerCall<T>& call, const Shared<T>& shared, const Own<T>& own) {
+  const AttentionShape& shape = call.layer.attention;
+  const Step& step = call.step;
+  const int64_t width = call.layer.qkv->outputs, kv_heads = shape.kv_heads, group = shape.heads / kv_heads;
+  const AttentionCall<T> attention = {shape, step,     call.cache,      shared.qkv, width, shared.attended,
+                                      shared.partials, shared.finished};
+  if (step.rows == 1 && step.num_decodes == 1) {
+    team.each(step.num_tasks * kv_heads, [&](int64_t i) {
+      const Task& task = step.tasks[i / kv_heads];
+      rotate_queries(call, 0, i % kv_heads, shared.qkv, own.query);
+      if (task.part == task.parts - 1) write_cache(call, 0, i % kv_heads, shared.qkv);
+      attend_decode(attention, task, i % kv_heads, own.query, own.attention);
+    });
+    return;
+  }
+  team.each((step.rows + kRowsAtOnce - 1) / kRowsAtOnce, [&](int64_t i) {
+    const int64_t end = std::min(step.rows, (i + 1) * kRowsAtOnce);
+    for (int64_t row = i * kRowsAtOnce; row < end; ++row)
+      for (int64_t head = 0; head < kv_heads; ++head) {
+        T* qkv = shared.qkv + row * width;
+        write_cache(call, row, head, qkv);
+        rotate_queries(call, row, head, qkv, qkv + head * group * shape.head_dim);
+      }
+  });
+  team.wait();
+  attend(team, attention, own.attention);
+}
+
+template <typename T>
+void run_layer(Team& team, const LayerCall<T>& call, const Shared<T>& shared, const Own<T>& own) {
+  const DecoderLayer& layer = call.layer;
+  const int64_t rows = call.step.rows;
+  // Where the stream is between the two additions.
+  T* middle = call.residual == nullptr ? call.x : rows <= kFewRows ? shared.stream : call.stream;
+  const void* input =
+      add_and_norm<T>(team, call.x, call.residual, middle, layer.input_norm, *layer.qkv, call, shared, own);
+  multiply(team, *layer.qkv, input, rows, shared.qkv);
+  team.wait();
+  rotate_and_attend(team, call, shared, own);
+  team.wait();
+  project<T>(team, *layer.output, shared.attended, rows, shared.projected, shared, own);
+  team.wait();
+  input = add_and_norm<T>(team, shared.projected, middle, call.stream, layer.mlp_norm, *layer.gate_up, call, shared,
+                          own);
+  multiply(team, *layer.gate_up, input, rows, shared.gated);
+  team.wait();
+  project<T>(team, *layer.down, shared.gated, rows, call.x, shared, own);
+}
+
+template <typename T>
+void decoder_layer(const LayerCall<T>& call) {
+  Parts shared_size(nullptr), own_size(nullptr);
+  Shared<T>(shared_size, call.layer, call.step);
+  Own<T>(own_size, call.layer, call.step.rows);
+  char* memory = static_cast<char*>(workspace().at_least(shared_size.used() + threads_at_most() * own_size.used()));
+  Parts parts(memory);
+  const Shared<T> shared(parts, call.layer, call.step);
+  for (int64_t i = 0; i < call.step.num_partials * call.layer.attention.kv_heads; ++i)
+    shared.finished[i].store(0, std::memory_order_relaxed);
+  together([&](Team& team) {
+    Parts rest(memory + shared_size.used() + team.rank * own_size.used());
+    run_layer(team, call, shared, Own<T>(rest, call.layer, call.step.rows));
+  });
+}
+
+}  // namespace
+}  // namespace core
+
+// x [rows, hidden] is what the layer before added, and is overwritten with what this one adds. The residual stream
+// comes in `residual`, null in the first layer, and goes to `stream`, which may be the same memory.
+extern "C" void core_decoder_layer(const core::DecoderLayer* layer, const core::Step* step, const core::Cache* cache,
+                                   void* x, void* residual, void* stream) {
+  if (step->rows == 0) return;
+  const auto run = [&](auto zero) {
+    typedef decltype(zero) T;
+    core::decoder_layer<T>(
+        {*layer, *step, *cache, static_cast<T*>(x), static_cast<T*>(residual), static_cast<T*>(stream)});
+  };
+  if (layer->attention.dtype == core::kModelBfloat16)
+    run(core::bfloat16());
+  else
+    run(float());
+}

@@ -1,0 +1,139 @@
+"""A layer of a Llama-like decoder: attention and gated MLP, each behind a norm, each added to the stream."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from core.contracts.attention import Attention, AttentionShape, LayerCache
+from core.contracts.kernels import CachedSequences, Case, DecoderLayerWeights, Kernel, Kernels
+from core.reference.inputs import Inputs, rounded
+
+Apply = Callable[[Tensor, Tensor | None, Tensor, Tensor, LayerCache, Any], tuple[Tensor, Tensor]]
+
+_EPS = 1e-5
+
+
+def decoder_layer(kernels: Kernels, attention: Attention, weights: DecoderLayerWeights, eps: float) -> Apply:
+    """eps is that of every norm -> a function (x, residual, cos, sin, cache, plan) -> (x, residual).
+
+    x           [N, H]: what the layer before added to the stream
+    residual    [N, H]: the stream without it; None in the first layer, where x is the stream
+    cos, sin    [N, R / 2], model dtype: the rotation of each token's position
+    cache, plan of this layer, from `attention`
+
+    x and residual are given away: a platform may overwrite them, and return them.
+    """
+    attend = _attend(kernels, attention, weights, eps)
+    mlp = kernels.gated_mlp(weights.gate_up, weights.down)
+
+    def apply(
+        x: Tensor, residual: Tensor | None, cos: Tensor, sin: Tensor, cache: LayerCache, plan: Any
+    ) -> tuple[Tensor, Tensor]:
+        if residual is None:
+            normed, stream = kernels.rms_norm(x, weights.input_norm, eps), x
+        else:
+            normed, stream = kernels.add_rms_norm(x, residual, weights.input_norm, eps)
+        attended = attend(normed, cos, sin, cache, plan)
+        normed, stream = kernels.add_rms_norm(attended, stream, weights.mlp_norm, eps)
+        return mlp(normed), stream
+
+    return apply
+
+
+def _attend(
+    kernels: Kernels, attention: Attention, weights: DecoderLayerWeights, eps: float
+) -> Callable[[Tensor, Tensor, Tensor, LayerCache, Any], Tensor]:
+    heads, kv_heads, dim = attention.spec.num_heads, attention.spec.num_kv_heads, attention.spec.head_dim
+    project = kernels.linear(weights.qkv, weights.qkv_bias)
+    project_output = kernels.linear(weights.output, weights.output_bias)
+
+    def attend(x: Tensor, cos: Tensor, sin: Tensor, cache: LayerCache, plan: Any) -> Tensor:
+        stacked = project(x).split_with_sizes((heads * dim, kv_heads * dim, kv_heads * dim), dim=-1)
+        query, key, value = (part.reshape(len(x), -1, dim) for part in stacked)  # [N, heads, D]
+        if weights.query_norm is not None:
+            query = kernels.rms_norm(query, weights.query_norm, eps)
+            key = kernels.rms_norm(key, weights.key_norm, eps)
+        query, key = kernels.rotary(query, key, cos, sin)
+        attention.write(key, value, cache, plan)
+        return project_output(attention.attend(query, cache, plan).reshape(len(x), -1))
+
+    return attend
+
+
+def _weights(inputs: Inputs, shape: AttentionShape, hidden: int, *, extras: bool) -> DecoderLayerWeights:
+    """`extras`: with the biases and head norms that some families have."""
+    query, dim, intermediate = shape.num_heads * shape.head_dim, shape.head_dim, 2 * hidden + 5
+    outputs = query + 2 * shape.num_kv_heads * dim
+    return DecoderLayerWeights(
+        input_norm=inputs.near_one(hidden),
+        qkv=inputs.weight(outputs, hidden),
+        qkv_bias=inputs.normal(outputs, scale=0.5) if extras else None,
+        query_norm=inputs.near_one(dim) if extras else None,
+        key_norm=inputs.near_one(dim) if extras else None,
+        output=inputs.weight(hidden, query),
+        output_bias=inputs.normal(hidden, scale=0.5) if extras else None,
+        mlp_norm=inputs.near_one(hidden),
+        gate_up=inputs.weight(2 * intermediate, hidden),
+        down=inputs.weight(hidden, intermediate),
+    )
+
+
+def _cases(dtype: str, seed: int) -> Iterator[Case]:
+    inputs = Inputs(dtype, seed)
+    plain = AttentionShape(num_heads=9, num_kv_heads=3, head_dim=64, scale=64**-0.5)
+    small = AttentionShape(num_heads=4, num_kv_heads=4, head_dim=16, scale=0.3)
+    yield _case(inputs, "a decode", small, 64, ((1, 30),))
+    yield _case(inputs, "the first token of all", small, 64, ((1, 1),), first=True)
+    yield _case(inputs, "decodes", plain, 100, ((1, 7), (1, 40), (1, 1)))
+    yield _case(inputs, "a prompt", plain, 576, ((33, 33),), first=True)
+    yield _case(inputs, "a chunk", plain, 100, ((9, 50),), extras=True)
+    yield _case(inputs, "biases and head norms", small, 64, ((1, 12), (1, 33)), extras=True)
+    windowed = replace(plain, sliding_window=8)
+    yield _case(inputs, "a chunk behind a window", windowed, 96, ((6, 20),), rotary_dim=32)
+
+
+def _case(
+    inputs: Inputs,
+    name: str,
+    shape: AttentionShape,
+    hidden: int,
+    sequences: tuple[tuple[int, int], ...],
+    *,
+    first: bool = False,
+    extras: bool = False,
+    rotary_dim: int | None = None,
+) -> Case:
+    rows, cached = sum(new for new, _ in sequences), sum(length - new for new, length in sequences)
+    half = (rotary_dim or shape.head_dim) // 2
+    angles = inputs.integers(4096, rows, 1) * 10000.0 ** -(inputs.integers(1000, 1, half) / 1000)
+    residual = None if first else inputs.normal(rows, hidden)
+    return Case(
+        name=name,
+        prepare=(_weights(inputs, shape, hidden, extras=extras), _EPS),
+        arguments=(
+            inputs.normal(rows, hidden),
+            residual,
+            angles.cos().to(inputs.dtype),
+            angles.sin().to(inputs.dtype),
+        ),
+        cached=CachedSequences(
+            shape=shape,
+            sequences=sequences,
+            key=inputs.normal(cached, shape.num_kv_heads, shape.head_dim),
+            value=inputs.normal(cached, shape.num_kv_heads, shape.head_dim),
+        ),
+    )
+
+
+DECODER_LAYER = Kernel(
+    name="decoder_layer",
+    reference=decoder_layer,
+    cases=_cases,
+    tolerance=rounded(32),
+    prepared=True,
+    composed=("rms_norm", "add_rms_norm", "linear", "rotary", "gated_mlp"),
+    given_away=2,
+    summary="a whole layer of a Llama-like decoder, attention included",
+)

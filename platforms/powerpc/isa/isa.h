@@ -1,0 +1,51 @@
+// Inner products in the instructions of POWER processors: VSX, from POWER8 on.
+
+#pragma once
+
+#include "portable.h"
+
+namespace core {
+namespace isa {
+
+constexpr int kWidth = 16, kRows = 4, kGroupedRows = 2;  // 64 registers
+
+typedef portable::Types<kWidth>::Floats Floats;
+typedef portable::Types<kWidth>::Ints Ints;
+typedef portable::Types<kWidth>::Words Words;
+
+typedef __vector signed char SignedBytes;
+typedef __vector unsigned char Bytes;
+
+inline Floats dot_bfloat16(const Floats& acc, const Words& weights, const Words& x) {
+  return portable::dot_bfloat16(acc, weights, x);
+}
+
+// vmsummbm multiplies signed bytes by unsigned ones: signed weights are packed with 128 added.
+constexpr int kOffset = 128;
+
+// acc + the products of x, bytes within +-127, with weights that had kOffset added.
+inline Ints dot_bytes(const Ints& acc, const Words& weights, const Words& x) {
+  return __builtin_altivec_vmsummbm(bits_of<SignedBytes>(x), bits_of<Bytes>(weights), acc);
+}
+
+// The same, of weights from 0 to 15.
+inline Ints dot_nibbles(const Ints& acc, const Words& weights, const Words& x) {
+  return dot_bytes(acc, weights, x);
+}
+
+// As many float16 as a vector has floats, to float.
+inline Floats widen_halves(const uint16_t* from) {
+  typedef uint16_t Narrow __attribute__((vector_size(kWidth / 2)));
+  Narrow narrow;
+  std::memcpy(&narrow, from, sizeof(narrow));
+  return portable::widen_halves<Floats>(__builtin_convertvector(narrow, Words));
+}
+
+inline Halves to_bfloat16(const Vector& v) {
+  bfloat16 narrowed[kLanes];
+  store(narrowed, v);
+  return bits_of<Halves>(narrowed);
+}
+
+}  // namespace isa
+}  // namespace core
