@@ -1,7 +1,7 @@
 """Paged attention in C++, prompts and decodes alike: its plans, and what its kernels are told.
 
-Mirrors core/native/csrc/step.h field by field. Keys and values lie head by head, [num_kv_heads, num_blocks,
-block_size, head_dim]: what one task reads of a block is one run of memory. What is computed stands in the sources.
+Mirrors core/native/csrc/step.h field by field. The cache is [num_kv_heads, num_blocks, block_size, head_dim]; how a
+block of it is arranged stands in csrc/pages.h and concerns nobody else.
 """
 
 import ctypes
@@ -133,6 +133,8 @@ def unsupported(spec: AttentionSpec) -> str | None:
         return f"compiled for {' and '.join(DTYPES)}, not {spec.dtype}"
     if spec.head_dim % _LANES or spec.head_dim > MAX_HEAD_DIM:
         return f"head_dim is {spec.head_dim}; multiples of {_LANES} up to {MAX_HEAD_DIM} are accepted"
+    if spec.block_size % _LANES:
+        return f"block_size is {spec.block_size}; multiples of {_LANES} are accepted"
     return None
 
 

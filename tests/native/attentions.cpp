@@ -65,10 +65,10 @@ static void shapes() {
   attention<T>("9 heads on 3, decodes", {dtype, 0.125f, 9, 3, 64, 16, 0},
                {{1, 1}, {1, 16}, {1, 17}, {1, 300}, {1, 600}});
   attention<T>("9 heads on 3, prompts", {dtype, 0.125f, 9, 3, 64, 16, 0}, {{2, 2}, {37, 37}, {20, 75}, {2, 33}});
-  attention<T>("mixed", {dtype, 0.09f, 4, 1, 128, 8, 0}, {{1, 5}, {1, 64}, {3, 3}, {30, 47}});
+  attention<T>("mixed", {dtype, 0.09f, 4, 1, 128, 16, 0}, {{1, 5}, {1, 64}, {3, 3}, {30, 47}});
   attention<T>("window of 20", {dtype, 0.125f, 4, 2, 64, 16, 20},
                {{1, 7}, {1, 20}, {1, 21}, {1, 290}, {50, 50}, {9, 90}});
-  attention<T>("window across pieces", {dtype, 0.2f, 2, 2, 32, 8, 300}, {{1, 299}, {1, 301}, {1, 600}});
+  attention<T>("window across pieces", {dtype, 0.2f, 2, 2, 32, 16, 300}, {{1, 299}, {1, 301}, {1, 600}});
   attention<T>("head size 16", {dtype, 0.25f, 3, 3, 16, 32, 0}, {{1, 40}, {40, 40}});
   attention<T>("head size 80, sharp", {dtype, 3.0f, 6, 2, 80, 16, 0}, {{1, 70}, {18, 70}});
   attention<T>("head size 256", {dtype, 0.06f, 2, 1, 256, 16, 0}, {{1, 33}, {6, 12}});

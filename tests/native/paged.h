@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "check.h"
+#include "pages.h"
 #include "step.h"
 
 extern "C" {
@@ -70,17 +71,14 @@ class History {
 
   int64_t width() const { return paged_.shape.kv_heads * paged_.shape.head_dim; }
 
-  // Where the cache has a token's element.
-  int64_t place(size_t sequence, int64_t position, int64_t element) const {
-    const core::AttentionShape& shape = paged_.shape;
-    const int64_t head = element / shape.head_dim, slots = paged_.num_blocks * shape.block_size;
-    return (head * slots + paged_.slot(sequence, position)) * shape.head_dim + element % shape.head_dim;
-  }
-
   void put(size_t sequence, int64_t position) {
-    for (int64_t e = 0; e < width(); e++) {
-      stored_keys[place(sequence, position, e)] = keys[sequence][position * width() + e];
-      stored_values[place(sequence, position, e)] = values[sequence][position * width() + e];
+    const core::AttentionShape& shape = paged_.shape;
+    const int64_t dim = shape.head_dim, slots = paged_.num_blocks * shape.block_size;
+    for (int64_t head = 0; head < shape.kv_heads; head++) {
+      const int64_t from = position * width() + head * dim;
+      core::store_token(&stored_keys[head * slots * dim], &stored_values[head * slots * dim],
+                        paged_.slot(sequence, position), shape.block_size, dim, &keys[sequence][from],
+                        &values[sequence][from]);
     }
   }
 

@@ -16,7 +16,6 @@
 namespace core {
 
 constexpr int64_t kTasksPerThread = 4;  // at least, where the work allows: threads are not equally fast
-constexpr int32_t kPieceKeys = 256;     // of a sequence with one new token that are one task
 
 // One thread's memory for any task.
 template <typename T>
@@ -78,8 +77,8 @@ inline void plan_decodes(const AttentionShape& shape, Step& step) {
     const int32_t piece = oldest / kPieceKeys, parts = (length + kPieceKeys - 1) / kPieceKeys - piece;
     const int32_t partial = step.num_partials;
     for (int32_t p = 0; p < parts; ++p) {
-      const int32_t first = std::max(oldest, (piece + p) * kPieceKeys);
-      const int32_t count = std::min(length, (piece + p + 1) * kPieceKeys) - first;
+      const int32_t first = std::max<int32_t>(oldest, (piece + p) * kPieceKeys);
+      const int32_t count = std::min<int32_t>(length, (piece + p + 1) * kPieceKeys) - first;
       step.tasks[step.num_tasks++] = {count * group, static_cast<int32_t>(i), first, count, parts, partial, p};
     }
     if (parts > 1) step.num_partials += parts;
@@ -139,7 +138,7 @@ void attend_decode(const AttentionCall<T>& call, const Task& task, int64_t head,
     memory = call.partials +
              ((task.partial + task.part) * call.shape.kv_heads + head) * partial_floats(group, dim);
   const Partial result = partial_at(memory, group);
-  attend_tokens(query, call.shape.scale * kLog2E, call.pages(task.sequence, head), group, task.first, task.count,
+  attend_tokens(query, call.pages(task.sequence, head), group, call.shape.scale * kLog2E, task.first, task.count,
                 result);
   if (task.parts > 1) return finish_piece(call, task, head, output);
   store_tokens(result, group, dim, output);

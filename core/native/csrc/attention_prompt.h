@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "pages.h"
 #include "step.h"
 #include "units.h"
 #include "workspace.h"
@@ -29,7 +30,7 @@ constexpr float kNothing = -1e30f;  // the maximum of no scores: finite, so that
 // One thread's memory for one task.
 //
 // queries  [chunks][units of a head][kChunk]
-// keys     [kTileKeys][units of a head]
+// keys     [units of a head][kTileKeys]
 // values   [units of the tile][head_dim]
 // scores   [kTileKeys][kChunk], weights [units of the tile][kChunk]
 // sums     [chunks][head_dim][kChunk]; maxima, totals, newest [chunks][kChunk]
@@ -87,7 +88,7 @@ inline void score_rows(const uint32_t* queries, const uint32_t* keys, int64_t un
   for (int v = 0; v < V; ++v) most[v] = hidden;
   for (int64_t k = 0; k < count; k += kTall) {
     isa::Floats sums[kTall][V] = {};
-    multiply_units<T, V>(queries, keys + k * units, units, 1, units, sums);
+    multiply_units<T, V>(queries, keys + k, 1, kTileKeys, units, sums);
     if (mask.needed)
       for (int v = 0; v < V; ++v) {
         const Ints newest = vector_from<Ints>(mask.newest + v * kFloats);
@@ -175,34 +176,25 @@ inline void attend_chunk(const PromptScratch<T>& scratch, int64_t chunk, int64_t
   attend_chunk<T, wide ? 1 : 2, 1>(scratch, chunk, dim, count, scale, mask);
 }
 
-// Where the keys and values of one sequence lie, for one key/value head.
-template <typename T>
-struct Pages {
-  const T* keys;
-  const T* values;
-  const int32_t* blocks;
-  int64_t block_size, dim;
-
-  int64_t at(int64_t position) const {
-    return (blocks[position / block_size] * block_size + position % block_size) * dim;
-  }
-};
-
-// Copies `count` keys and values from position `start`, and zeros up to the next multiple of kTall.
+// Copies the units of `count` keys and values from position `start`, even, and zeros up to the next multiple of kTall.
 template <typename T>
 inline int64_t copy_tile(const Pages<T>& pages, int64_t start, int64_t count, const PromptScratch<T>& scratch) {
+  constexpr int64_t kUnit = kPerUnit<T>, kWord = sizeof(uint32_t);
   const int64_t dim = pages.dim, padded = (count + kTall - 1) / kTall * kTall;
-  static const T zeros[kMaxHeadDim] = {};
-  const T* values[kTileKeys];
-  T* keys = reinterpret_cast<T*>(scratch.keys);
-  for (int64_t k = 0; k < padded; ++k) {
-    const int64_t at = k < count ? pages.at(start + k) : 0;
-    std::memcpy(keys + k * dim, k < count ? pages.keys + at : zeros, dim * sizeof(T));
-    values[k] = k < count ? pages.values + at : zeros;
+  for (int64_t k = 0, run; k < count; k += run) {
+    run = std::min(pages.block_size - (start + k) % pages.block_size, count - k);
+    const uint32_t *keys = pages.keys_at(start + k), *values = pages.values_at(start + k);
+    for (int64_t u = 0; u < dim / kUnit; ++u)
+      std::memcpy(scratch.keys + u * kTileKeys + k, keys + u * pages.block_size, run * kWord);
+    std::memcpy(scratch.values + k / kUnit * dim, values, (run + kUnit - 1) / kUnit * dim * kWord);
   }
-  for (int64_t k = 0; k < padded; k += kPerUnit<T>)
-    for (int64_t d = 0; d < dim; d += kLanes)
-      store_bits(scratch.values + k / kPerUnit<T> * dim + d, paired(values[k] + d, values[k + kPerUnit<T> - 1] + d));
+  if (count < padded)
+    for (int64_t u = 0; u < dim / kUnit; ++u)
+      std::memset(scratch.keys + u * kTileKeys + count, 0, (padded - count) * kWord);
+  if (count % kUnit)  // half a unit may never have been written
+    for (int64_t d = 0; d < dim; ++d) scratch.values[count / kUnit * dim + d] &= 0xffffu;
+  const int64_t used = (count + kUnit - 1) / kUnit;
+  std::memset(scratch.values + used * dim, 0, (padded / kUnit - used) * dim * kWord);
   return padded;
 }
 
@@ -251,7 +243,8 @@ void attend_prompt(const PromptRows<T>& rows, const Pages<T>& pages, int64_t win
                    const PromptScratch<T>& scratch) {
   load_rows(rows, scratch);
   const int64_t end = rows.position(rows.count - 1) + 1;
-  const int64_t begin = window > 0 ? std::max<int64_t>(0, rows.context - window + 1) : 0;
+  const int64_t oldest_seen = window > 0 ? std::max<int64_t>(0, rows.context - window + 1) : 0;
+  const int64_t begin = oldest_seen / kPerUnit<T> * kPerUnit<T>;  // what it shares a unit with is masked
   for (int64_t start = begin, next; start < end; start = next) {
     next = std::min((start / kTileKeys + 1) * kTileKeys, end);
     const int64_t tile = next - start, padded = copy_tile(pages, start, tile, scratch);

@@ -6,6 +6,7 @@
 
 #include "attention.h"
 #include "norm.h"
+#include "pages.h"
 #include "rotary.h"
 #include "team.h"
 #include "workspace.h"
@@ -64,9 +65,9 @@ void write_rows(const AttentionShape& shape, const Step& step, const Cache& cach
   const int64_t dim = shape.head_dim, head_size = cache.num_blocks * shape.block_size * dim;
   each_row(step.rows, 2 * shape.kv_heads * dim, [&](int64_t row) {
     for (int64_t head = 0; head < shape.kv_heads; ++head) {
-      const int64_t at = head * head_size + step.slots[row] * dim;
-      std::memcpy(static_cast<T*>(cache.keys) + at, key + row * key_stride + head * dim, dim * sizeof(T));
-      std::memcpy(static_cast<T*>(cache.values) + at, value + row * value_stride + head * dim, dim * sizeof(T));
+      const int64_t offset = head * head_size;
+      store_token(static_cast<T*>(cache.keys) + offset, static_cast<T*>(cache.values) + offset, step.slots[row],
+                  shape.block_size, dim, key + row * key_stride + head * dim, value + row * value_stride + head * dim);
     }
   });
 }

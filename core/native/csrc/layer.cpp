@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "norm.h"
+#include "pages.h"
 #include "rotary.h"
 #include "team.h"
 #include "workspace.h"
@@ -143,11 +144,11 @@ void rotate_queries(const LayerCall<T>& call, int64_t row, int64_t head, const T
 template <typename T>
 void write_cache(const LayerCall<T>& call, int64_t row, int64_t head, const T* qkv) {
   const AttentionShape& shape = call.layer.attention;
-  const int64_t dim = shape.head_dim;
-  const int64_t at = (head * call.cache.num_blocks * shape.block_size + call.step.slots[row]) * dim;
-  rotate_head(call, call.layer.key_norm, row, qkv + (shape.heads + head) * dim, static_cast<T*>(call.cache.keys) + at);
-  std::memcpy(static_cast<T*>(call.cache.values) + at, qkv + (shape.heads + shape.kv_heads + head) * dim,
-              dim * sizeof(T));
+  const int64_t dim = shape.head_dim, offset = head * call.cache.num_blocks * shape.block_size * dim;
+  T key[kMaxHeadDim];
+  rotate_head(call, call.layer.key_norm, row, qkv + (shape.heads + head) * dim, key);
+  store_token(static_cast<T*>(call.cache.keys) + offset, static_cast<T*>(call.cache.values) + offset,
+              call.step.slots[row], shape.block_size, dim, key, qkv + (shape.heads + shape.kv_heads + head) * dim);
 }
 
 // From projections to attended rows. One decode on its own needs no barrier between writing and reading: the task

@@ -4,7 +4,6 @@
 
 #include <cstdint>
 #include <cstring>
-#include <type_traits>
 
 #include "isa.h"
 #include "vector.h"
@@ -31,13 +30,6 @@ inline isa::Floats multiply_add(const isa::Floats& sum, const isa::Words& a, con
   return isa::dot_bfloat16(sum, a, b);
 }
 
-// The same for pairs in a whole Vector, where the processor has vectors as wide.
-template <typename V>
-inline V dot_pairs(const V& sum, const Bits& a, const Bits& b) {
-  if constexpr (sizeof(V) == isa::kWidth) return isa::dot_bfloat16(sum, a, b);
-  return portable::dot_bfloat16(sum, a, b);
-}
-
 // Rounds to what T holds, in one instruction where there is one.
 inline void put(float* to, const Vector& v) { store(to, v); }
 
@@ -46,30 +38,10 @@ inline void put(bfloat16* to, const Vector& v) {
   std::memcpy(to, &h, sizeof(h));
 }
 
-// The units of consecutive tokens' values: each lane's element of `even`, then of `odd` where a unit holds two.
-inline Bits paired(const float* even, const float*) { return bits_of<Bits>(load(even)); }
-
-inline Bits paired(const bfloat16* even, const bfloat16* odd) {
-  return (bits_of<Bits>(load(even)) >> 16) | bits_of<Bits>(load(odd));
-}
-
 // Two vectors of non-negative floats as one vector of pairs, rounded to the nearest.
 inline Bits pairs_of(const Vector& even, const Vector& odd) {
   const Bits half = Bits{} + 0x8000u;
   return ((bits_of<Bits>(even) + half) >> 16) | ((bits_of<Bits>(odd) + half) & 0xffff0000u);
-}
-
-typedef uint16_t Elements __attribute__((vector_size(64)));  // twice as many as a Vector has, of half the size
-
-// Elements of two vectors by their index in both, a's first.
-template <int... kIndex, typename V>
-inline V shuffled(const V& a, const V& b) {
-#if defined(__clang__)
-  return __builtin_shufflevector(a, b, kIndex...);
-#else
-  typedef typename std::conditional<sizeof...(kIndex) == kLanes, Integers, Elements>::type Places;
-  return __builtin_shuffle(a, b, Places{kIndex...});
-#endif
 }
 
 // 2^x for x <= 0, exactly 0 from -127 down: to 2 units in the last place, or to 1e-4 for weights that are rounded to
