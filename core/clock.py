@@ -11,7 +11,7 @@ class StageClock:
     """Seconds per stage since it was made. One owner winds it; whoever works in a step marks it."""
 
     def __init__(self) -> None:
-        self.seconds = dict.fromkeys((*HOST_STAGES, *DEVICE_STAGES), 0.0)
+        self.seconds: dict[str, float] = dict.fromkeys((*HOST_STAGES, *DEVICE_STAGES), 0.0)
         self.num_steps = 0
         self._last = 0.0
 

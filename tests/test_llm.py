@@ -371,5 +371,5 @@ def test_the_ledger_says_what_was_chosen(llm: LLM) -> None:
     choices = {choice.what: choice.provider for choice in llm.ledger.choices}
     assert choices["platform"] == "cpu"
     assert choices["architecture"] == "LlamaForCausalLM"
-    assert choices["linear"] == "cpu" and choices["rms_norm"] == "reference"
+    assert choices["linear"] == "cpu" and choices["sample"] == "reference"
     assert json.dumps(llm.info.ledger)

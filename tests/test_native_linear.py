@@ -209,7 +209,7 @@ def gated(library: NativeLibrary, gate: float, up: float, dtype: torch.dtype) ->
 @pytest.mark.parametrize("gate", (100.0, -100.0, 1e4, -1e4, 88.5, -88.5, 20.0, 0.0, -0.5, 3.0))
 def test_silu_is_right_at_its_saturated_ends(library: NativeLibrary, gate: float, dtype: torch.dtype) -> None:
     rounded = float(torch.tensor(gate).to(dtype))
-    expected = torch.full((1, 20), 2.0 * rounded / (1.0 + torch.exp(torch.tensor(-rounded).double())))
+    expected = torch.full((1, 20), float(2.0 * rounded / (1.0 + torch.exp(torch.tensor(-rounded).double()))))
     room = 2.0**-7 if dtype == torch.bfloat16 else 2.0**-20
     torch.testing.assert_close(
         gated(library, gate, 2.0, dtype).double(), expected.double(), rtol=room, atol=1e-30

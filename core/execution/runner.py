@@ -46,6 +46,9 @@ class ModelRunner(Runner):
         self.attention = self._resolve_attention(specs)
         self.caches: tuple[LayerCache, ...] = ()
         self._group_of = {layer: g for g, group in enumerate(context.groups) for layer in group.layers}
+        kinds = [(attention, self._group_of[layer]) for layer, attention in enumerate(self.attention)]
+        self._kinds = list(dict.fromkeys(kinds))
+        self._kind_of = [self._kinds.index(kind) for kind in kinds]
         self._sampler = Sampler(self.kernels.argmax, self.kernels.sample)
         self._forward = self.execution.wrap(self.forward)
 
@@ -107,18 +110,14 @@ class ModelRunner(Runner):
         return prepare(batch, block_size=block_size, token_multiple=multiple, device=self.device)
 
     def step_inputs(self, prepared: Prepared) -> StepInputs:
-        """What the model reads. Layers of equal spec share one plan."""
-        plans: dict[tuple[int, int], object] = {}
-        for layer, attention in enumerate(self.attention):
-            key = (id(attention), self._group_of[layer])
-            if key not in plans:
-                plans[key] = attention.plan(prepared.groups[key[1]])
+        """What the model reads. Layers of equal spec in one cache group share a plan."""
+        plans = [attention.plan(prepared.groups[group]) for attention, group in self._kinds]
         return StepInputs(
             token_ids=prepared.token_ids,
             positions=prepared.positions,
             rows=prepared.rows,
             caches=self.caches,
-            plans=tuple(plans[id(a), self._group_of[layer]] for layer, a in enumerate(self.attention)),
+            plans=tuple([plans[kind] for kind in self._kind_of]),
         )
 
     def forward(self, inputs: StepInputs) -> Tensor:

@@ -3,6 +3,7 @@
 What a row gets depends on its own parameters, tokens and seed alone, never on its neighbours.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any
@@ -34,7 +35,7 @@ class Sampler:
         if not rows:
             return
         likeliest, greedy = self._argmax(logits)
-        healthy: list[bool] = listed(torch.isfinite(likeliest))
+        healthy = [math.isfinite(logit) for logit in listed(likeliest)]
         if all(row.params.greedy and _plain(row) for row in rows):
             token_ids: list[int] = listed(greedy)
             raw = logits

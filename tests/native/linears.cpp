@@ -94,7 +94,7 @@ static void all(const Storage& storage) {
   products<T>(storage, 72, 128, false, true);
   products<T>(storage, 80, 128, true, false);
   if (!storage.group) products<T>(storage, 31, 75, false, false);  // nothing divides by anything
-  if (!storage.group) products<T>(storage, 50, 75, true, true);
+  if (!storage.group) products<T>(storage, 50, 203, true, true);
   if (storage.group == 0 || storage.group == 64) many_rows<T>(storage);
   not_finite<T>(storage);
 }

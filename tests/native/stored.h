@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <string>
@@ -66,8 +67,19 @@ inline bool is_float(const Storage& storage) {
   return storage.format == core::kFloat32 || storage.format == core::kBfloat16;
 }
 
-// Consecutive activations that are quantised with one scale.
-inline int64_t block_of(const Storage& storage, int64_t inputs) { return storage.group ? 32 : inputs; }
+// Consecutive activations of a row that are quantised with one scale.
+struct Part {
+  int64_t start, count;
+};
+
+// Those of all rows [rows, inputs]; the last of a row is shorter where it has to be.
+inline std::vector<Part> parts(const Storage& storage, int64_t rows, int64_t inputs) {
+  const int64_t most = storage.group ? 32 : 128;
+  std::vector<Part> found;
+  for (int64_t row = 0; row < rows; row++)
+    for (int64_t i = 0; i < inputs; i += most) found.push_back({row * inputs + i, std::min(most, inputs - i)});
+  return found;
+}
 
 // Random activations. For quantised weights they lie near the steps of the quantisation, so that it does not matter
 // how a compiler rounds what is half way between two.
@@ -75,11 +87,11 @@ template <typename T>
 std::vector<T> activations(const Storage& storage, Random& random, int64_t rows, int64_t inputs) {
   if (is_float(storage)) return random.values<T>(rows * inputs);
   std::vector<T> x(rows * inputs);
-  const int64_t block = block_of(storage, inputs);
-  for (int64_t start = 0; start < rows * inputs; start += block) {
+  for (const Part& part : parts(storage, rows, inputs)) {
+    const int64_t start = part.start;
     // 127 steps are exact in either type where a step is a power of two.
     const float step = std::ldexp(sizeof(T) == 2 ? 1.0f : 1.5f + 0.4f * random.next(), static_cast<int>(start % 5) - 9);
-    for (int64_t i = 0; i < block; i++) {
+    for (int64_t i = 0; i < part.count; i++) {
       const float whole = i == 7 ? -127.0f : std::nearbyint(random.next() * 126.0f);
       x[start + i] = core::narrow<T>((whole + (i == 7 ? 0.0f : 0.1f * random.next())) * step);
     }
@@ -92,12 +104,12 @@ template <typename T>
 std::vector<double> as_multiplied(const Storage& storage, const std::vector<T>& x, int64_t inputs) {
   std::vector<double> result(x.size());
   const bool exact = is_float(storage);
-  const int64_t block = block_of(storage, inputs);
-  for (size_t start = 0; start < x.size(); start += block) {
+  for (const Part& part : parts(storage, x.size() / inputs, inputs)) {
+    const int64_t start = part.start;
     float top = 0;
-    for (int64_t i = 0; i < block; i++) top = std::fmax(top, std::fabs(core::widen(x[start + i])));
+    for (int64_t i = 0; i < part.count; i++) top = std::fmax(top, std::fabs(core::widen(x[start + i])));
     const float inverse = top > 1e-35f ? 127.0f / top : 0.0f, scale = top / 127.0f;
-    for (int64_t i = 0; i < block; i++) {
+    for (int64_t i = 0; i < part.count; i++) {
       const float value = core::widen(x[start + i]);
       result[start + i] = exact ? value : static_cast<double>(std::nearbyint(value * inverse)) * scale;
     }
