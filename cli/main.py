@@ -12,6 +12,10 @@ def main() -> int:
         print(problem, file=sys.stderr)
         return 1
     try:
+        if sys.argv[1:2] == ["serve"] and not {"--help", "-h"} & {*sys.argv}:
+            from core.engine.spawn import start_ahead
+
+            start_ahead()  # while the command line is imported and read
         from cli.app import app
 
         app(prog_name="llm")

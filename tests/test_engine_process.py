@@ -78,7 +78,7 @@ def engine_process(model: Path, **keywords: Any) -> Iterator[Peer]:
     ):
         socket.linger = 0
         socket.bind(address := f"ipc://{folder}/engine")
-        process = subprocess.Popen([sys.executable, "-m", "core.engine.process"], stdin=subprocess.PIPE)
+        process = subprocess.Popen([sys.executable, "-m", "core.engine"], stdin=subprocess.PIPE)
         assert process.stdin is not None
         try:
             process.stdin.write(m.frame_start(m.Start(address, os.getpid(), config)))
@@ -117,6 +117,7 @@ def test_it_says_hello_then_what_takes_long_then_ready(tiny_llama: Path) -> None
             said.append(peer.receive())
 
         assert said[0] == m.Progress("")
+        assert m.Located(str(tiny_llama)) in said
         assert any("loading" in message.line for message in said if isinstance(message, m.Progress))
         assert said[-1].info.max_model_len == 512
 
@@ -234,7 +235,7 @@ def test_it_ends_when_the_parent_is_killed(tiny_llama: Path) -> None:
 
 def test_started_by_hand_it_explains_itself() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "core.engine.process"],
+        [sys.executable, "-m", "core.engine"],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         timeout=60,

@@ -10,6 +10,8 @@
     intake.py      prompts into requests
     delivery.py    deltas into outputs
     process.py     the engine in a process of its own
+    spawn.py       starts that process
+    link.py        the client's end of it
     async_engine.py its client, for asyncio
 
 Nothing here touches a tensor.

@@ -29,7 +29,7 @@ from core.engine.request import Request
 from core.errors import CoreError, EngineDead, QueueFull, RequestError
 from core.outputs import RequestOutput
 from core.sampling_params import SamplingParams
-from core.text.tokenizer import load_tokenizer
+from core.text.tokenizer import Tokenizer, load_tokenizer
 
 log = logging.getLogger("core.engine")
 
@@ -62,9 +62,15 @@ class AsyncEngine:
 
         Raises what `build_engine` raises, or EngineDead.
         """
-        link, info = await EngineLink.start(config, progress or _silent)
+        loading: list[asyncio.Future[Tokenizer]] = []
+
+        def located(path: str) -> None:
+            loading.append(asyncio.ensure_future(asyncio.to_thread(load_tokenizer, Path(path))))
+            loading[0].add_done_callback(_forget)
+
+        link, info = await EngineLink.start(config, progress or _silent, located)
         try:
-            intake = await asyncio.to_thread(_load_intake, info)
+            intake = Intake(info, await loading[0] if loading else None)
         except BaseException:
             await link.close(at_once=True)
             raise
@@ -245,7 +251,7 @@ class AsyncEngine:
                     waiting.set_result(statistics)
             case m.EngineFailed(text):
                 self._die(text)
-            case m.Progress() | m.Ready() | m.Failed():
+            case m.Progress() | m.Located() | m.Ready() | m.Failed():
                 raise EngineDead(f"the engine said {type(message).__name__} out of turn")
 
     def _refuse(self, request_id: str, error: CoreError) -> None:
@@ -270,11 +276,10 @@ class AsyncEngine:
         self._asked.clear()
 
 
-def _load_intake(info: EngineInfo) -> Intake:
-    if info.tokenizer_path is None:
-        return Intake(info, None)
-    tokenizer = load_tokenizer(Path(info.tokenizer_path))
-    return Intake(info, tokenizer)
+def _forget(loading: "asyncio.Future[Tokenizer]") -> None:
+    """A tokenizer that fails matters only if the engine comes up; then it is awaited."""
+    if not loading.cancelled():
+        loading.exception()
 
 
 def _silent(line: str) -> None:

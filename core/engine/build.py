@@ -34,20 +34,28 @@ _SAMPLING_KEYS = {
 }
 
 
-def _silent(message: str) -> None:
+def _silent(what: str | Path) -> None:
     return
 
 
 def build_engine(
-    config: EngineConfig, progress: Progress = _silent, *, plugins: Plugins | None = None
+    config: EngineConfig,
+    progress: Progress = _silent,
+    *,
+    plugins: Plugins | None = None,
+    located: Callable[[Path], None] = _silent,
 ) -> Engine:
     """Find platform and model, resolve every "auto", load, and allocate the cache.
+
+    located  told where the tokenizer is, unless it is skipped, before anything is loaded
 
     Raises the CoreError of whatever is wrong; nothing is left behind.
     """
     plugins = plugins or load_plugins()
     platform, device = plugins.select_platform(config.platform)
     path, tokenizer_path = _paths(config, plugins, progress)
+    if not config.skip_tokenizer_init:
+        located(tokenizer_path)
     checkpoint = open_checkpoint(path, plugins.architectures)
     context = _context(config, platform, device, checkpoint, plugins.architectures)
     eos = eos_token_ids(checkpoint, context.description.vocab_size)

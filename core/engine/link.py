@@ -5,13 +5,11 @@ are connected. This module moves messages; what they mean belongs to `async_engi
 """
 
 import asyncio
-import contextlib
 import os
 import shutil
 import signal
-import sys
 import tempfile
-from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,6 +20,7 @@ from core.config import EngineConfig
 from core.contracts.source import Progress
 from core.engine import messages as m
 from core.engine.engine import EngineInfo
+from core.engine.spawn import EngineProcess, take
 from core.errors import EngineDead
 
 SOCKET_PATH_MAX = 100
@@ -37,18 +36,19 @@ SHUTDOWN_S = 5.0
 class EngineLink:
     """A running engine process. Belongs to the event loop that started it."""
 
-    def __init__(self, process: Process, socket: zmq.asyncio.Socket, context: zmq.asyncio.Context) -> None:
-        if process.stdin is None:
-            raise ValueError("the process must be started with a pipe as its standard input")
+    def __init__(
+        self, process: EngineProcess, socket: zmq.asyncio.Socket, context: zmq.asyncio.Context
+    ) -> None:
         self._process = process
-        self._stdin = process.stdin
         self._socket = socket
         self._context = context
-        self._exit = asyncio.ensure_future(process.wait())
+        self._exit = process.exited()
 
     @classmethod
-    async def start(cls, config: EngineConfig, progress: Progress) -> tuple[Self, EngineInfo]:
-        """Start the process and wait until its engine is ready.
+    async def start(
+        cls, config: EngineConfig, progress: Progress, located: Callable[[str], None]
+    ) -> tuple[Self, EngineInfo]:
+        """Start the process and wait until its engine is ready; `located` is told early where the tokenizer is.
 
         Raises the CoreError that the engine raised while it was built, or EngineDead.
         """
@@ -58,14 +58,14 @@ class EngineLink:
             socket = context.socket(zmq.PAIR)
             socket.set(zmq.SNDHWM, 0)  # what may be unanswered is bounded by the engine's client
             socket.bind(address := f"ipc://{directory}/engine")
-            link = cls(await _spawn(), socket, context)
+            link = cls(take(), socket, context)
         except BaseException:
             context.destroy(linger=0)
             shutil.rmtree(directory, ignore_errors=True)
             raise
         try:
-            link._stdin.write(m.frame_start(m.Start(address, os.getpid(), config)))
-            return link, await link._ready(progress, directory)
+            link._process.tell(m.frame_start(m.Start(address, os.getpid(), config)))
+            return link, await link._ready(progress, located, directory)
         except BaseException:
             await link.close(at_once=True)
             raise
@@ -100,17 +100,16 @@ class EngineLink:
 
     async def close(self, *, at_once: bool = False) -> None:
         """End the process: politely, then by force. Returns when it is gone."""
-        with contextlib.suppress(ProcessLookupError):
-            if not at_once:
-                self.send(m.Shutdown())
-                await asyncio.wait({self._exit}, timeout=SHUTDOWN_S)
-            if self.is_alive:
-                self._process.kill()
-        self._stdin.close()
+        if not at_once:
+            self.send(m.Shutdown())
+            await asyncio.wait({self._exit}, timeout=SHUTDOWN_S)
+        if self.is_alive:
+            self._process.kill()
+        self._process.close()
         await self._exit
         self._context.destroy(linger=0)
 
-    async def _ready(self, progress: Progress, directory: Path) -> EngineInfo:
+    async def _ready(self, progress: Progress, located: Callable[[str], None], directory: Path) -> EngineInfo:
         while True:
             match await self.receive():
                 case m.Ready(info):
@@ -121,26 +120,10 @@ class EngineLink:
                     shutil.rmtree(directory, ignore_errors=True)  # connected: nobody else needs the path
                 case m.Progress(line):
                     progress(line)
+                case m.Located(path):
+                    located(path)
                 case other:
                     raise EngineDead(f"the engine said {type(other).__name__} before it was ready")
-
-
-async def _spawn() -> Process:
-    """This interpreter with this import path and none of its own, in a session of its own.
-
-    In that session the terminal's Ctrl-C does not reach it.
-    """
-    path = [entry or os.getcwd() for entry in sys.path]
-    return await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-P",
-        "-m",
-        "core.engine.process",
-        stdin=PIPE,
-        stdout=DEVNULL,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
-        start_new_session=True,
-    )
 
 
 def _private_directory() -> Path:

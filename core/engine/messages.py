@@ -53,6 +53,12 @@ class Progress(msgspec.Struct, tag=True, frozen=True):
     line: str
 
 
+class Located(msgspec.Struct, tag=True, frozen=True):
+    """Where the tokenizer is: the client can load it while the engine loads the model."""
+
+    tokenizer_path: str
+
+
 class Ready(msgspec.Struct, tag=True, frozen=True):
     info: EngineInfo
 
@@ -83,7 +89,7 @@ class Statistics(msgspec.Struct, tag=True, frozen=True):
 
 
 ToEngine = AddRequest | Abort | Stop | AskStatistics | Shutdown
-FromEngine = Progress | Ready | Failed | Deltas | EngineFailed | Statistics
+FromEngine = Progress | Located | Ready | Failed | Deltas | EngineFailed | Statistics
 
 _encoder = msgspec.msgpack.Encoder()
 _to_engine = msgspec.msgpack.Decoder(ToEngine)

@@ -1,4 +1,4 @@
-"""The engine in a process of its own: `python -m core.engine.process`, started by `AsyncEngine`.
+"""The engine in a process of its own, `python -m core.engine`: what it does between its start and its end.
 
 It reads one Start message from its standard input, connects to the socket named there, builds the engine, and
 then does what it is told between steps. Standard input stays open and silent; its end means that the parent
@@ -84,7 +84,11 @@ def _build(start: m.Start, connection: Connection) -> Engine | None:
     try:
         from core.engine.build import build_engine
 
-        engine = build_engine(start.config, lambda line: connection.send(m.Progress(line)))
+        engine = build_engine(
+            start.config,
+            lambda line: connection.send(m.Progress(line)),
+            located=lambda path: connection.send(m.Located(str(path))),
+        )
     except CoreError as error:
         connection.send(m.failure(error))
         return None
@@ -153,7 +157,3 @@ def _exit_at_end_of(pipe: int) -> NoReturn:
 
 def _on_terminate(signum: int, frame: FrameType | None) -> NoReturn:
     raise SystemExit(128 + signum)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -7,11 +7,12 @@ detokenizing incremental: a token is looked up once and never looked at again.
 import json
 import re
 from dataclasses import dataclass
-from typing import Any, cast
-
-from tokenizers import Tokenizer as Backend
+from typing import TYPE_CHECKING, Any, cast
 
 from core.errors import ModelError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Backend
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -37,7 +38,7 @@ class SpellingRule:
 class Spelling:
     """Token id -> bytes, for one tokenizer. Thread-safe: entries are written once, always the same."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: "Backend") -> None:
         self.rule = _rule(backend)
         self._backend = backend
         self._known: dict[int, bytes] = {}
@@ -72,7 +73,7 @@ def _byte_characters() -> dict[str, int]:
 _BYTE_OF = _byte_characters()
 
 
-def _rule(backend: Backend) -> SpellingRule:
+def _rule(backend: "Backend") -> SpellingRule:
     """Read from the tokenizer's decoder. Raises ModelError for one that cannot run token by token."""
     if backend.decoder is None:
         return SpellingRule(prefix=" ", strip=True)

@@ -1,7 +1,8 @@
 """One Tokenizer for every model, from a model folder or a .gguf file.
 
 Built on the `tokenizers` library directly: importing transformers would cost every start seconds, so it is
-used only for folders that have no tokenizer.json. Decoding is ours (see spelling.py), so that text that is
+used only for folders that have no tokenizer.json. The library itself is imported when a tokenizer is loaded, so
+that a server starts its engine first. Decoding is ours (see spelling.py), so that text that is
 streamed and text that is decoded whole are the same.
 """
 
@@ -12,15 +13,14 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, overload
 
-from tokenizers import Tokenizer as Backend
-from tokenizers.processors import TemplateProcessing
-
 from core.errors import ModelError, ModelNotFound, RequestError
 from core.text.detokenizer import Detokenizer
 from core.text.spelling import Spelling
 from core.weights.checkpoint import find_gguf
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Backend
+
     from core.text.chat import ChatTemplate
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -46,7 +46,7 @@ class Tokenizer:
     """
 
     def __init__(
-        self, backend: Backend, special_tokens: Mapping[str, str], chat_template: str | None = None
+        self, backend: "Backend", special_tokens: Mapping[str, str], chat_template: str | None = None
     ) -> None:
         # The library would start threads for batches, and warn of them after every fork.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -181,8 +181,10 @@ class Tokenizer:
         token = self.special_tokens.get(name)
         return None if token is None else self._backend.token_to_id(token)
 
-    def _plain_backend(self) -> Backend:
+    def _plain_backend(self) -> "Backend":
         """A twin for which no text is special; made when first needed: it costs as much as loading."""
+        from tokenizers import Tokenizer as Backend
+
         with self._lock:
             if self._plain is None:
                 self._plain = Backend.from_str(self._backend.to_str())
@@ -226,8 +228,10 @@ def load_tokenizer(path: Path) -> Tokenizer:
     )
 
 
-def add_bos_eos(backend: Backend, special: Mapping[str, str], add_bos: bool, add_eos: bool) -> None:
+def add_bos_eos(backend: "Backend", special: Mapping[str, str], add_bos: bool, add_eos: bool) -> None:
     """Have every encoded text begin with the bos token, or end with the eos token, where these exist."""
+    from tokenizers.processors import TemplateProcessing
+
     begin = ["bos_token"] if add_bos and "bos_token" in special else []
     end = ["eos_token"] if add_eos and "eos_token" in special else []
     if begin or end:

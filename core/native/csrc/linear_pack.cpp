@@ -5,19 +5,20 @@
 namespace core {
 namespace {
 
-// Four bytes of a row from `at`, zeros behind its end.
-inline uint32_t word_of(const uint8_t* row, int64_t at, int64_t bytes) {
-  uint32_t word = 0;
-  std::memcpy(&word, row + at, std::min<int64_t>(4, bytes - at));
-  return word;
-}
-
-// The values of one output to every step of its panel; `flip` is what turns signed bytes into offset ones.
+// The values of one output to every step of its panel, the last filled up with zeros; `flip` is what turns signed
+// bytes into offset ones.
 void pack_row(const uint8_t* row, int64_t bytes, uint32_t flip, uint8_t* to) {
-  for (int64_t at = 0; at < bytes; at += 4, to += kStepBytes) {
-    const uint32_t word = word_of(row, at, bytes) ^ flip;
+  uint32_t word = 0;
+  for (; bytes >= 4; bytes -= 4, row += 4, to += kStepBytes) {
+    std::memcpy(&word, row, sizeof(word));
+    word ^= flip;
     std::memcpy(to, &word, sizeof(word));
   }
+  if (bytes == 0) return;
+  word = 0;
+  std::memcpy(&word, row, bytes);
+  word ^= flip;
+  std::memcpy(to, &word, sizeof(word));
 }
 
 // A stored group has element j in the low half of byte j, and element j + group / 2 in its high half. A step's byte j
