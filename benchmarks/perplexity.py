@@ -51,20 +51,21 @@ def main() -> None:
         ("platform", "auto"),
         ("dtype", "auto"),
         ("quantization", "auto"),
+        ("kv-cache-dtype", "auto"),
     ):
         parser.add_argument(f"--{name}", default=default, help=f"as for llm generate [default: {default}]")
     parser.add_argument("--window", type=int, default=1024, help="tokens read at once [default: 1024]")
     parser.add_argument("--text", type=Path, help="a text file instead of the fixed text")
     given = parser.parse_args()
     text = fixed_text() if given.text is None else given.text.read_text()
-    engine = {name: getattr(given, name) for name in ("platform", "dtype", "quantization")}
+    engine = {name: getattr(given, name) for name in ("platform", "dtype", "quantization", "kv_cache_dtype")}
     # One token is always generated, so the context is a token longer than a window.
     with LLM(given.model, max_model_len=given.window + 1, **engine) as llm:
         found, count = perplexity(llm, text, given.window)
         held = next(choice.detail for choice in llm.ledger.choices if choice.what == "weights")
         print(
             f"perplexity {found:.4f} over {count} tokens in windows of {given.window}; "
-            f"{llm.info.model} on {llm.info.platform}, weights: {held}; "
+            f"{llm.info.model} on {llm.info.platform}, weights: {held}, cache: {llm.info.kv_cache_dtype}; "
             f"text {hashlib.sha256(text.encode()).hexdigest()[:12]}"
         )
 

@@ -113,7 +113,7 @@ def _prompts(llm: "LLM", load: Workload, count: int) -> list[Prompt]:
 def _report(llm: "LLM", figures: dict[str, Any], json: Path | None) -> None:
     """Figures on stdout as a table, or where --json says."""
     info = llm.info
-    names = ("model", "platform", "device", "dtype", "quantization")
+    names = ("model", "platform", "device", "dtype", "quantization", "kv_cache_dtype")
     setting = {name: getattr(info, name) for name in names}
     if json is not None:
         write_json({**setting, **figures}, json)

@@ -24,6 +24,7 @@ ENGINE = Table(
         "max_num_batched_tokens": "Tokens in one step at most; longer prompts are computed in chunks.",
         "block_size": "Tokens per block of the KV cache.",
         "kv_cache_memory": "Memory for the KV cache: bytes, or 512MiB, 4GiB.",
+        "kv_cache_dtype": "int8: keeps keys and values in 8 bits, and so almost twice as many tokens.",
         "enable_prefix_caching": "Reuse the cache of prompts that begin alike.",
         "scheduling_policy": "fcfs, or priority (lower numbers first).",
         "generation_config": "Sampling defaults: auto takes the model's, core takes ours.",

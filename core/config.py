@@ -6,9 +6,10 @@ it into `Settings`, in which every value is concrete, using what the model and t
 
 import os
 import re
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from core.contracts.attention import AttentionShape, AttentionSpec
 from core.contracts.model import ModelDescription
 from core.contracts.platform import Capabilities, Defaults
 from core.contracts.quantization import MADE
@@ -17,6 +18,7 @@ from core.errors import ConfigError
 DEFAULT_MODEL = "smollm2-135m"
 DTYPES = ("float32", "bfloat16", "float16")
 QUANTIZATIONS = ("none", *MADE)
+KV_CACHE_DTYPES = ("int8",)
 POLICIES = ("fcfs", "priority")
 
 _UNITS = {
@@ -69,6 +71,7 @@ class EngineConfig:
     max_num_batched_tokens  tokens in one step at most; longer prompts are computed in chunks
     block_size              tokens per KV-cache block
     kv_cache_memory         bytes for the KV cache, or "4GiB"
+    kv_cache_dtype          int8: keys and values in 8 bits, a scale for each token and head; auto: in the dtype
     enable_prefix_caching   reuse the cache of prompts that begin alike
     scheduling_policy       "fcfs", or "priority" (lower numbers first)
     generation_config       "auto" takes sampling defaults from the model, "core" takes ours
@@ -88,6 +91,7 @@ class EngineConfig:
     max_num_batched_tokens: int | None = None
     block_size: int | None = None
     kv_cache_memory: int | str | None = None
+    kv_cache_dtype: str = "auto"
     enable_prefix_caching: bool = True
     scheduling_policy: str = "fcfs"
     generation_config: str = "auto"
@@ -104,6 +108,7 @@ class EngineConfig:
             raise ConfigError(f"seed is {self.seed!r}; a whole number is accepted", setting="seed")
         _one_of("dtype", self.dtype, ("auto", *DTYPES))
         _one_of("quantization", self.quantization, ("auto", *QUANTIZATIONS))
+        _one_of("kv_cache_dtype", self.kv_cache_dtype, ("auto", *KV_CACHE_DTYPES))
         _one_of("scheduling_policy", self.scheduling_policy, POLICIES)
         _one_of("generation_config", self.generation_config, ("auto", "core"))
         if self.kv_cache_memory is not None:
@@ -154,7 +159,8 @@ class EngineConfig:
 class Settings:
     """What was asked for, resolved. `max_model_len_asked` tells an order from a wish.
 
-    quantization  "none", a format that the core makes, or "stored": as the checkpoint has it, where the device can
+    quantization    "none", a format that the core makes, or "stored": as the checkpoint has it, where the device can
+    kv_cache_dtype  the dtype, or "int8"
     """
 
     dtype: str
@@ -166,8 +172,14 @@ class Settings:
     max_num_batched_tokens: int
     block_size: int
     kv_cache_memory: int | None
+    kv_cache_dtype: str
     enable_prefix_caching: bool
     scheduling_policy: str
+
+    def attention_spec(self, shape: AttentionShape) -> AttentionSpec:
+        """What layers of this shape ask of attention."""
+        kept = None if self.kv_cache_dtype == self.dtype else self.kv_cache_dtype
+        return AttentionSpec(**asdict(shape), dtype=self.dtype, block_size=self.block_size, cache_dtype=kept)
 
 
 def resolve(
@@ -211,6 +223,7 @@ def resolve(
         max_num_batched_tokens=config.max_num_batched_tokens or defaults.max_num_batched_tokens or 2048,
         block_size=block_size,
         kv_cache_memory=_as_int(config.kv_cache_memory) or defaults.kv_cache_memory,
+        kv_cache_dtype=_resolve_kv_cache_dtype(config, dtype, capabilities),
         enable_prefix_caching=config.enable_prefix_caching,
         scheduling_policy=config.scheduling_policy,
     )
@@ -241,6 +254,18 @@ def _resolve_quantization(
         raise ConfigError(
             f"quantization is {asked}; this device accepts auto, {', '.join(accepted)}",
             setting="quantization",
+        )
+    return asked
+
+
+def _resolve_kv_cache_dtype(config: EngineConfig, dtype: str, capabilities: Capabilities) -> str:
+    asked = config.kv_cache_dtype
+    if asked == "auto":
+        return dtype
+    if asked not in capabilities.kv_cache_dtypes:
+        accepted = ", ".join(["auto", *sorted(capabilities.kv_cache_dtypes)])
+        raise ConfigError(
+            f"kv_cache_dtype is {asked}; this device accepts {accepted}", setting="kv_cache_dtype"
         )
     return asked
 

@@ -179,10 +179,12 @@ def _accepts(capabilities: Capabilities) -> list[tuple[str, str]]:
     heads = "any" if capabilities.head_dims is None else _listed(capabilities.head_dims)
     sequences = "any number" if limits.max_num_seqs is None else str(limits.max_num_seqs)
     multiple, alignment = limits.token_multiple, capabilities.alignment_bytes
+    kept = ", ".join(("the dtype", *(f"`{dtype}`" for dtype in sorted(capabilities.kv_cache_dtypes))))
     return [
         ("dtypes, preferred first", _listed(capabilities.dtypes)),
         ("block sizes, preferred first", _listed(capabilities.block_sizes)),
         ("head sizes", heads),
+        ("keys and values are kept in", kept),
         ("attention features", _listed(sorted(capabilities.features))),
         ("size of an allocation", "any" if alignment == 1 else f"a multiple of {alignment} bytes"),
         ("a step holds", "prompts or decodes, not both" if limits.separate_steps else "prompts and decodes"),

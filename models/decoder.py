@@ -44,10 +44,10 @@ class Decoder:
         x = self.embedding(inputs.token_ids)  # [N, H]
         cos, sin = self.rotary(inputs.positions)
         residual = None
-        for layer in self.layers:
+        for layer in self.layers[:-1]:
             x, residual = layer(x, residual, inputs, cos, sin)
-        assert residual is not None
-        x, _ = self.add_rms_norm(x[inputs.rows], residual[inputs.rows], self.norm, self.eps)
+        x, residual = self.layers[-1](x, residual, inputs, cos, sin, inputs.rows)  # [num_rows, H]
+        x, _ = self.add_rms_norm(x, residual, self.norm, self.eps)
         return x  # [num_rows, H]
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -1,14 +1,17 @@
-"""Models the tests share: the embedded default, and tiny random ones made on the fly."""
+"""What the tests share: the embedded default model, tiny random ones made on the fly, and the compiled kernels."""
 
 import json
 import os
 import random
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from core.native.library import NativeLibrary
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -171,3 +174,26 @@ def prompts() -> list[list[int]]:
     for i in range(20, 26):
         made[i] = made[13][:120] + made[i]
     return [ids[:400] for ids in made]
+
+
+@pytest.fixture(scope="session")
+def library() -> "NativeLibrary":
+    """The C++ kernels of this machine, compiled where they have to be; a test is skipped where they cannot be."""
+    from core.native.library import native_library
+    from platforms.cpu.isa.levels import chosen_build
+
+    found = native_library(chosen_build())
+    if isinstance(found, str):
+        pytest.skip(found)
+    return found
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Two threads in torch's pool, which the C++ kernels use; a test may change that for itself."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)

@@ -49,6 +49,7 @@ def make_scheduler(
         max_num_batched_tokens=max_num_batched_tokens,
         block_size=block_size,
         kv_cache_memory=None,
+        kv_cache_dtype="float32",
         enable_prefix_caching=prefix_caching,
         scheduling_policy=policy,
     )

@@ -33,6 +33,7 @@ def settings(**changes: Any) -> Settings:
         max_num_batched_tokens=64,
         block_size=16,
         kv_cache_memory=None,
+        kv_cache_dtype="float32",
         enable_prefix_caching=True,
         scheduling_policy="fcfs",
     )

@@ -12,6 +12,7 @@ import torch
 from gguf import GGMLQuantizationType, GGUFWriter
 from gguf.quants import dequantize as reference_dequantize
 from gguf.quants import quantize
+from gguf_files import interleaved, never, write_to_disk
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -33,10 +34,6 @@ def config_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
         "num_key_value_heads": KV_HEADS,
         "seen": sorted(metadata),
     }
-
-
-def never(*_: Any) -> Any:
-    raise RuntimeError("no test here describes or builds a model")
 
 
 LLAMA = Architecture(
@@ -64,11 +61,6 @@ LLAMA = Architecture(
 ARCHITECTURES = {LLAMA.name: LLAMA}
 
 
-def interleaved(weight: np.ndarray, heads: int) -> np.ndarray:
-    """What llama.cpp's converter does to query and key rows."""
-    return weight.reshape(heads, 2, weight.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(weight.shape)
-
-
 def write(
     path: Path,
     tensors: Mapping[str, np.ndarray],
@@ -84,10 +76,7 @@ def write(
             writer.add_tensor(name, tensor.astype(np.float32))
         else:
             writer.add_tensor(name, quantize(tensor, kind), raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_to_disk(writer)
     return path
 
 
@@ -241,10 +230,7 @@ def test_an_unknown_architecture_lists_the_known_ones(tmp_path: Path) -> None:
 
 
 def test_metadata_that_the_mapping_misses_is_named(tmp_path: Path) -> None:
-    writer = GGUFWriter(tmp_path / "m.gguf", "llama")
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
+    write_to_disk(GGUFWriter(tmp_path / "m.gguf", "llama"))
     with pytest.raises(BadCheckpoint, match=r"lacks 'llama\.embedding_length'"):
         open_gguf(tmp_path / "m.gguf")
 

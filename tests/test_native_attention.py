@@ -1,7 +1,6 @@
 """Attention in C++ against dense attention in float64, where the conformance kit does not go: sizes, groups, pieces."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -9,42 +8,39 @@ import torch
 from torch import Tensor
 
 from core.conformance.compare import difference
-from core.conformance.paging import paged_batch, poisoned_cache
+from core.conformance.paging import kept, paged_batch, poisoned_cache
 from core.contracts.attention import AttentionBatch, AttentionSpec
 from core.native.attention import NativeAttention, unsupported
-from core.native.library import NativeLibrary, native_library
+from core.native.library import NativeLibrary
 from core.reference.inputs import rounded
-from platforms.cpu.isa.levels import chosen_build
 
 DTYPES = ("float32", "bfloat16")
+# What keys and values are kept in; None: the dtype.
+KEPT = pytest.mark.parametrize("cache_dtype", [None, "int8"])
 MIXED = ((1, 1), (1, 40), (1, 17), (7, 30), (33, 33), (2, 100))
 
-
-@pytest.fixture(scope="module")
-def library() -> NativeLibrary:
-    found = native_library(chosen_build())
-    if isinstance(found, str):
-        pytest.skip(found)
-    return found
+pytestmark = pytest.mark.usefixtures("two_threads")
 
 
-@pytest.fixture(autouse=True)
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
-def spec_of(dtype: str, heads: int = 6, kv_heads: int = 2, head_dim: int = 64, **more: int) -> AttentionSpec:
+def spec_of(
+    dtype: str,
+    heads: int = 6,
+    kv_heads: int = 2,
+    head_dim: int = 64,
+    *,
+    block_size: int = 16,
+    window: int | None = None,
+    cache_dtype: str | None = None,
+) -> AttentionSpec:
     return AttentionSpec(
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
         scale=head_dim**-0.5,
         dtype=dtype,
-        block_size=more.get("block_size", 16),
-        sliding_window=more.get("window"),
+        block_size=block_size,
+        sliding_window=window,
+        cache_dtype=cache_dtype,
     )
 
 
@@ -94,51 +90,62 @@ def step_of(library: NativeLibrary, spec: AttentionSpec, sequences: tuple[tuple[
 
 def dense(query: Tensor, key: Tensor, value: Tensor, spec: AttentionSpec) -> Tensor:
     group, length = spec.num_heads // spec.num_kv_heads, len(key)
-    key, value = (tensor.double().repeat_interleave(group, dim=1) for tensor in (key, value))
+    key, value = (kept(tensor, spec).repeat_interleave(group, dim=1) for tensor in (key, value))
     scores = torch.einsum("qhd,khd->hqk", query.double(), key) * spec.scale
     distance = torch.arange(length - len(query), length)[:, None] - torch.arange(length)
     hidden = (distance < 0) | (distance >= (spec.sliding_window or length + 1))
     return torch.einsum("hqk,khd->qhd", scores.masked_fill(hidden, -math.inf).softmax(-1), value)
 
 
+@KEPT
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("head_dim", range(16, 257, 16))
-def test_every_multiple_of_16_is_a_head_size(library: NativeLibrary, head_dim: int, dtype: str) -> None:
-    assert step_of(library, spec_of(dtype, head_dim=head_dim), MIXED).problem() == ""
+def test_every_multiple_of_16_is_a_head_size(
+    library: NativeLibrary, head_dim: int, dtype: str, cache_dtype: str | None
+) -> None:
+    spec = spec_of(dtype, head_dim=head_dim, cache_dtype=cache_dtype)
+    assert step_of(library, spec, MIXED).problem() == ""
 
 
+@KEPT
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (2, 2), (6, 2), (14, 2), (16, 2), (20, 1), (200, 1)])
 def test_any_number_of_query_heads_shares_a_key(
-    library: NativeLibrary, heads: int, kv_heads: int, dtype: str
+    library: NativeLibrary, heads: int, kv_heads: int, dtype: str, cache_dtype: str | None
 ) -> None:
-    assert step_of(library, spec_of(dtype, heads, kv_heads, 32), MIXED).problem() == ""
+    spec = spec_of(dtype, heads, kv_heads, 32, cache_dtype=cache_dtype)
+    assert step_of(library, spec, MIXED).problem() == ""
 
 
+@KEPT
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("block_size", [16, 48, 128])
 @pytest.mark.parametrize("window", [None, 1, 5, 29])
 def test_blocks_of_every_size_and_windows_go_together(
-    library: NativeLibrary, window: int | None, block_size: int, dtype: str
+    library: NativeLibrary, window: int | None, block_size: int, dtype: str, cache_dtype: str | None
 ) -> None:
-    more = {"block_size": block_size} | ({"window": window} if window else {})
-    assert step_of(library, spec_of(dtype, 3, 1, 16, **more), MIXED).problem() == ""
+    spec = spec_of(dtype, 3, 1, 16, block_size=block_size, window=window, cache_dtype=cache_dtype)
+    assert step_of(library, spec, MIXED).problem() == ""
 
 
+@KEPT
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("window", [None, 300, 700])
 def test_long_sequences_are_cut_into_pieces_and_put_together_again(
-    library: NativeLibrary, window: int | None, dtype: str
+    library: NativeLibrary, window: int | None, dtype: str, cache_dtype: str | None
 ) -> None:
     sequences = ((1, 255), (1, 256), (1, 257), (1, 1000), (1, 513), (130, 900), (3, 700))
-    more = {"window": window} if window else {}
-    assert step_of(library, spec_of(dtype, 9, 3, 64, **more), sequences).problem() == ""
+    spec = spec_of(dtype, 9, 3, 64, window=window, cache_dtype=cache_dtype)
+    assert step_of(library, spec, sequences).problem() == ""
 
 
+@KEPT
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_neither_threads_nor_neighbours_change_a_result(library: NativeLibrary, dtype: str) -> None:
+def test_neither_threads_nor_neighbours_change_a_result(
+    library: NativeLibrary, dtype: str, cache_dtype: str | None
+) -> None:
     sequences = ((1, 700), (1, 30), (60, 300), (200, 200))
-    step = step_of(library, spec_of(dtype, 9, 3, 64), sequences)
+    step = step_of(library, spec_of(dtype, 9, 3, 64, cache_dtype=cache_dtype), sequences)
     together = step.attend()
     torch.set_num_threads(1)
     assert torch.equal(step.attend(), together)
@@ -165,8 +172,11 @@ def test_large_scores_do_not_overflow(library: NativeLibrary) -> None:
     assert bool(step.attend().isfinite().all())
 
 
-def test_a_token_that_is_not_finite_spoils_its_own_sequence_alone(library: NativeLibrary) -> None:
-    step = step_of(library, spec_of("bfloat16"), MIXED)
+@KEPT
+def test_a_token_that_is_not_finite_spoils_its_own_sequence_alone(
+    library: NativeLibrary, cache_dtype: str | None
+) -> None:
+    step = step_of(library, spec_of("bfloat16", cache_dtype=cache_dtype), MIXED)
     starts = step.batch.query_start.tolist()
     step.query[[starts[1], starts[4] + 5]] = math.nan
     spoiled = step.attend().isnan().flatten(1).any(dim=1)
@@ -186,3 +196,6 @@ def test_what_cannot_be_served_is_refused_with_the_reason() -> None:
     assert "head_dim is 72" in str(unsupported(spec_of("float32", head_dim=72)))
     assert "head_dim is 272" in str(unsupported(spec_of("float32", head_dim=272)))
     assert "block_size is 8" in str(unsupported(spec_of("float32", block_size=8)))
+    assert unsupported(spec_of("float32", cache_dtype="fp8")) == (
+        "keeps keys and values in float32 or int8, not fp8"
+    )

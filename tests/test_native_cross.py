@@ -1,4 +1,6 @@
-"""The C++ kernels' own program (tests/native), natively at each level and for other machines under an emulator."""
+"""The C++ kernels' own program (tests/native): natively at each level, by another compiler, for other machines under
+an emulator.
+"""
 
 import os
 import platform
@@ -19,12 +21,15 @@ CHECKS = ROOT / "tests" / "native"
 CPU_ISA, POWER_ISA = (ROOT / "platforms" / name / "isa" for name in ("cpu", "powerpc"))
 # Compiled for the test's patience; the flags that decide which code is chosen are those of the library. The last
 # two warnings are false alarms about the compiler's own intrinsics.
-QUICKER = ("-O1", "-Wall", "-Wextra", "-Werror", "-Wno-maybe-uninitialized", "-Wno-uninitialized")
+QUICKER = ("-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-warning-option")
+QUICKER += ("-Wno-maybe-uninitialized", "-Wno-uninitialized")
 
 
 @dataclass(frozen=True)
 class Target:
-    """A machine to compile for. `needs` are features of this processor, `emulator` runs the program instead."""
+    """A machine to compile for, and what with. `needs` are features of this processor, `emulator` runs the program
+    instead.
+    """
 
     name: str
     compiler: str
@@ -49,8 +54,10 @@ def processor_features() -> frozenset[str]:
     return frozenset(next((line.split() for line in lines if line.startswith("flags")), []))
 
 
-def x86(name: str, flags: Sequence[str], *needs: str, isa: tuple[Path, ...] = (CPU_ISA,)) -> Target:
-    return Target(name, "g++", tuple(flags), isa, needs=frozenset(needs))
+def x86(
+    name: str, flags: Sequence[str], *needs: str, isa: tuple[Path, ...] = (CPU_ISA,), compiler: str = "g++"
+) -> Target:
+    return Target(name, compiler, tuple(flags), isa, needs=frozenset(needs))
 
 
 def power(cpu: str) -> Target:
@@ -68,6 +75,7 @@ TARGETS = (
     x86("avx512", X86_LEVELS.get("avx512", ()), "avx512_bf16", "avx512_vnni"),
     x86("avx2", X86_LEVELS.get("avx2", ()), "avx2", "fma"),
     x86("baseline", X86_LEVELS.get("baseline", ())),
+    x86("native-clang", X86_LEVELS.get("native", ()), compiler="clang++"),
     power("power9"),
     power("power10"),
     arm("armv8-dotprod", "armv8.2-a+dotprod+bf16"),
@@ -77,6 +85,8 @@ MORE_TARGETS = (
     x86("native", X86_LEVELS.get("native", ())),
     x86("avx512-without-vnni", ("-march=x86-64-v4",), "avx512f", "avx512bw", "avx512dq", "avx512vl"),
     x86("generic", ("-march=native",), isa=()),
+    x86("generic-clang", ("-march=native",), isa=(), compiler="clang++"),
+    x86("baseline-clang", X86_LEVELS.get("baseline", ()), compiler="clang++"),
     power("power8"),
     arm("armv8", "armv8-a"),
 )
@@ -119,7 +129,9 @@ def linked(target: Target, folder: Path) -> Path:
         for each in compiled:
             each.result()
     program = folder / "check"
-    run((target.compiler, *target.flags, "-fopenmp", "-static", *map(str, objects), "-o", str(program)))
+    # GNU's OpenMP, whose functions are called by name, is named too: each compiler would bring its own.
+    link = ("-static", *map(str, objects), "-lgomp", "-lpthread", "-ldl", "-o", str(program))
+    run((target.compiler, *target.flags, *link))
     return program
 
 

@@ -1,6 +1,5 @@
 """A decoder layer in one native call, against the composition of the reference's kernels."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -17,33 +16,18 @@ from core.contracts.kernels import CachedSequences, DecoderLayerWeights, KernelR
 from core.contracts.quantization import FORMATS, WeightFormat
 from core.native import kernels, layer
 from core.native.attention import NativeAttention
-from core.native.library import NativeLibrary, native_library
+from core.native.library import NativeLibrary
 from core.reference.attention import ReferenceAttention
 from core.reference.decoder_layer import DECODER_LAYER
 from core.reference.inputs import Inputs, rounded
 from core.weights.quantize import quantize
-from platforms.cpu.isa.levels import chosen_build
 
 DTYPES = ("float32", "bfloat16")
 SHAPE = AttentionShape(num_heads=6, num_kv_heads=2, head_dim=32, scale=32**-0.5)
 HIDDEN, INTERMEDIATE, EPS = 128, 256, 1e-5
 RAGGED = ((1, 5), (1, 300), (1, 1), (9, 40), (21, 21))
 
-
-@pytest.fixture(scope="module")
-def library() -> NativeLibrary:
-    found = native_library(chosen_build())
-    if isinstance(found, str):
-        pytest.skip(found)
-    return found
-
-
-@pytest.fixture(autouse=True)
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("two_threads")
 
 
 def weights_of(dtype: str, *, extras: bool = False) -> DecoderLayerWeights:
@@ -70,8 +54,12 @@ def run(
     *,
     layers: int = 2,
     token_multiple: int = 1,
+    wanted: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Two layers of equal weights, each on a cache of its own: the first makes the stream, the second goes on."""
+    """Two layers of equal weights, each on a cache of its own: the first makes the stream, the second goes on.
+
+    `wanted` are the rows that the last is asked for.
+    """
     dtype, before = attention.spec.dtype, sum(length - new for new, length in sequences)
     inputs = Inputs(dtype, 2)
     held = CachedSequences(
@@ -85,21 +73,21 @@ def run(
     cos, sin = angles.cos().to(inputs.dtype), angles.sin().to(inputs.dtype)
     x, residual, plan = inputs.normal(rows, HIDDEN), None, None
     apply = function(attention, weights, EPS)
-    for _ in range(layers):
+    for i in range(layers):
         cache, batch = cached(attention, held, token_multiple=token_multiple, torch_device="cpu")
         plan = plan or attention.plan(batch)
-        x, residual = apply(x, residual, cos, sin, cache, plan)
+        x, residual = apply(x, residual, cos, sin, cache, plan, wanted if i == layers - 1 else None)
     assert residual is not None
     return x, residual
 
 
-def native_run(library: NativeLibrary, weights: DecoderLayerWeights, sequences: Any, **more: int) -> Any:
+def native_run(library: NativeLibrary, weights: DecoderLayerWeights, sequences: Any, **more: Any) -> Any:
     dtype = str(weights.input_norm.dtype).removeprefix("torch.")
     attention = NativeAttention(AttentionSpec(**vars(SHAPE), dtype=dtype, block_size=16), library)
     return run(lambda *given: layer.decoder_layer(library, *given), attention, weights, sequences, **more)
 
 
-def reference_run(weights: DecoderLayerWeights, sequences: Any, **more: int) -> Any:
+def reference_run(weights: DecoderLayerWeights, sequences: Any, **more: Any) -> Any:
     dtype = str(weights.input_norm.dtype).removeprefix("torch.")
     attention = ReferenceAttention(AttentionSpec(**vars(SHAPE), dtype=dtype, block_size=16))
     return run(reference.assemble({}).decoder_layer, attention, weights, sequences, **more)
@@ -148,6 +136,19 @@ def test_one_thread_gives_exactly_what_two_do(library: NativeLibrary, dtype: str
         torch.set_num_threads(2)
         assert torch.equal(one[0], two[0])
         assert torch.equal(one[1], two[1])
+
+
+@pytest.mark.parametrize("rows", [(0, 1, 2, 11, 32), (32, 5), (11,), (), tuple(range(33))])
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_that_are_asked_for_are_exactly_those_of_the_whole(
+    library: NativeLibrary, dtype: str, layers: int, rows: tuple[int, ...]
+) -> None:
+    weights, wanted = weights_of(dtype, extras=True), torch.tensor(rows, dtype=torch.int64)
+    whole = native_run(library, weights, RAGGED, layers=layers)
+    asked = native_run(library, weights, RAGGED, layers=layers, wanted=wanted)
+    for part, all_rows in zip(asked, whole, strict=True):
+        assert torch.equal(part, all_rows[wanted])
 
 
 def test_padding_rows_are_finite_and_leave_the_others_alone(library: NativeLibrary) -> None:

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from core.contracts.quantization import FORMATS, INT8, Q8_0, QuantizedWeight, Weight, WeightFormat
-from core.native.library import NativeLibrary, native_library
+from core.native.library import NativeLibrary
 from core.native.linear import gated_mlp, linear, pack, rejects
-from platforms.cpu.isa.levels import builds
 
 ROWS = (0, 1, 2, 3, 5, 12, 13, 17, 64, 100)
 SHAPES = ((1, 64), (33, 100), (64, 129), (33, 1), (95, 7), (32, 1024))
@@ -24,14 +23,6 @@ QUANTISED = [
     for shape in (SHAPES if format.group is None else GROUPED_SHAPES)
 ]
 DTYPES = (torch.bfloat16, torch.float32)
-
-
-@pytest.fixture(scope="module")
-def library() -> NativeLibrary:
-    found = native_library(next(iter(builds().values())))
-    if isinstance(found, str):
-        pytest.skip(found)
-    return found
 
 
 def seeded(seed: int = 0) -> torch.Generator:

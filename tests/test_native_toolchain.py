@@ -1,5 +1,6 @@
 """The C++ kernels are compiled once, kept privately, and their absence is explained."""
 
+import os
 import platform
 import shutil
 import stat
@@ -13,19 +14,15 @@ import pytest
 from core.errors import ConfigError, PlatformError
 from core.native import toolchain
 from core.native.library import NativeLibrary, native_library, openmp_library
-from core.native.toolchain import NativeBuild, compiled, find_compiler, folder, located
+from core.native.toolchain import NativeBuild, compiled, find_compiler, folder, located, obtainable
 from platforms.cpu.isa import levels
 
 SOURCE = """
 #include "answer.h"
-#include <omp.h>
-extern "C" int answer() { return ANSWER; }
-extern "C" int team_size() {
-  int size = 0;
-#pragma omp parallel
-#pragma omp single
-  size = omp_get_num_threads();
-  return size;
+extern "C" {
+int omp_get_max_threads();
+int answer() { return ANSWER; }
+int team_size() { return omp_get_max_threads(); }
 }
 """
 
@@ -80,7 +77,10 @@ def test_compiles_every_source_with_the_platforms_headers(build: NativeBuild) ->
 def test_the_kernels_share_torchs_threads(build: NativeBuild) -> None:
     import torch
 
-    assert loaded(build).functions.team_size() == torch.get_num_threads()
+    team_size, before = loaded(build).functions.team_size, torch.get_num_threads()
+    for threads in (1, 3, before):
+        torch.set_num_threads(threads)
+        assert team_size() == threads
     assert "torch" in str(openmp_library())
 
 
@@ -130,6 +130,46 @@ def test_a_file_that_was_cut_short_is_made_again(build: NativeBuild) -> None:
     assert loaded(build).functions.answer() == 42
 
 
+def after_change(build: NativeBuild, answer: int) -> NativeBuild:
+    """The same build after a change to its sources."""
+    (build.include[0] / "answer.h").write_text(f"#define ANSWER {answer}\n")
+    return build
+
+
+def unused_for(library: Path, days: float) -> Path:
+    then = time.time() - days * 24 * 3600
+    os.utime(library, (then, then))
+    return library
+
+
+def test_libraries_of_older_sources_go_when_they_were_not_used_for_a_month(build: NativeBuild) -> None:
+    other_flags = NativeBuild(build.include, ("-DNDEBUG",), build.name, build.sources)
+    elsewhere, old, recent = compiled(other_flags), compiled(build), compiled(after_change(build, 43))
+    for library, days in ((elsewhere, 31), (old, 31), (recent, 29)):
+        unused_for(library, days)
+    (folder() / ".building-cut-off").mkdir()
+
+    newest = compiled(after_change(build, 45))
+
+    assert {path.name for path in folder().iterdir()} == {path.name for path in (recent, elsewhere, newest)}
+
+
+def test_a_library_that_a_process_has_loaded_stays(build: NativeBuild) -> None:
+    held = unused_for(loaded(build).path, days=400)
+
+    compiled(after_change(build, 43))
+
+    assert held.exists()
+
+
+def test_using_a_library_is_noted(build: NativeBuild) -> None:
+    library = unused_for(compiled(build), days=31)
+
+    compiled(build)
+
+    assert time.time() - library.stat().st_mtime < 60
+
+
 def test_only_this_user_can_reach_the_cache(build: NativeBuild) -> None:
     compiled(build)
 
@@ -171,6 +211,20 @@ def test_without_a_compiler_what_was_compiled_before_is_used(
     monkeypatch.setenv("PATH", str(tmp_path))
 
     assert loaded(build).path == before
+
+
+def test_a_library_can_be_had_with_a_compiler_or_from_before(
+    build: NativeBuild, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert obtainable(build)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert not obtainable(build)
+    assert not folder().exists()
+
+    monkeypatch.delenv("CXX")
+    compiled(build)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert obtainable(build)
 
 
 def test_a_compiler_that_is_named_and_missing_is_named_in_the_error(monkeypatch: pytest.MonkeyPatch) -> None:

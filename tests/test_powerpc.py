@@ -46,6 +46,7 @@ def test_without_its_kernels_the_reference_runs_and_the_reason_is_kept(
     from core.contracts.attention import AttentionSpec
     from core.contracts.kernels import KernelRequest
     from core.contracts.platform import Device
+    from core.errors import UnsupportedShape
     from core.native.library import native_library
 
     monkeypatch.setenv("LLM_CACHE", str(tmp_path_factory.mktemp("cache")))
@@ -62,6 +63,7 @@ def test_without_its_kernels_the_reference_runs_and_the_reason_is_kept(
         spec = AttentionSpec(
             num_heads=2, num_kv_heads=1, head_dim=64, scale=0.1, dtype="float32", block_size=16
         )
-        assert power.attention(spec, device) is None
+        with pytest.raises(UnsupportedShape, match="no-such-compiler"):
+            power.attention(spec, device)
     finally:
         native_library.cache_clear()

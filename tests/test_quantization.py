@@ -11,6 +11,7 @@ import torch
 from gguf import GGMLQuantizationType, GGUFWriter
 from gguf.quants import dequantize as reference_dequantize
 from gguf.quants import quantize as reference_quantize
+from gguf_files import interleaved, never, write_to_disk
 from safetensors.torch import load_file, save_file
 
 from core.config import EngineConfig
@@ -37,10 +38,6 @@ KINDS = {
     "q4_1": GGMLQuantizationType.Q4_1,
     "q8_0": GGMLQuantizationType.Q8_0,
 }
-
-
-def never(*_: Any) -> Any:
-    raise RuntimeError("no test here describes or builds this model")
 
 
 PREFIX = "model.layers.0.self_attn"
@@ -71,24 +68,16 @@ def weight(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def interleaved(array: np.ndarray) -> np.ndarray:
-    """What llama.cpp's converter does to query and key rows."""
-    return array.reshape(HEADS, 2, len(array) // HEADS // 2, -1).swapaxes(1, 2).reshape(array.shape)
-
-
 def write_gguf(path: Path, kinds: Mapping[str, GGMLQuantizationType]) -> dict[str, np.ndarray]:
     """A file of random weights, [32, 64] each, in these types; returns what they hold, in our row order."""
     writer = GGUFWriter(path, "llama")
     held: dict[str, np.ndarray] = {}
     for seed, (name, kind) in enumerate(kinds.items()):
         array = weight(ROWS, HIDDEN, seed=seed).numpy()
-        rows = interleaved(array) if name[-len("q.weight") :] in ("q.weight", "k.weight") else array
+        rows = interleaved(array, HEADS) if name[-len("q.weight") :] in ("q.weight", "k.weight") else array
         writer.add_tensor(name, reference_quantize(rows, kind), raw_dtype=kind)
         held[NAMES[name]] = reference_dequantize(reference_quantize(array, kind), kind).reshape(ROWS, HIDDEN)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_to_disk(writer)
     return held
 
 
@@ -296,6 +285,20 @@ class TestTakingFromGguf:
         weights.finish()
         assert torch.equal(table, torch.from_numpy(held[name]))
         assert torch.equal(dequantized(quantized(head), torch.float32), table)
+
+    def test_what_is_not_stored_in_a_declared_format_has_no_blocks(self, tmp_path: Path) -> None:
+        kinds = {"token_embd.weight": GGMLQuantizationType.F16, "output.weight": GGMLQuantizationType.Q5_0}
+        write_gguf(tmp_path / "m.gguf", kinds)
+        folder = write_folder(tmp_path / "folder", {"lm_head.weight": weight(8, 64)})
+        file = open_gguf(tmp_path / "m.gguf")
+        for checkpoint, name in (
+            (file, NAMES["token_embd.weight"]),
+            (file, "lm_head.weight"),
+            (folder, "lm_head.weight"),
+        ):
+            assert checkpoint.format(name) is None
+            with pytest.raises(BadCheckpoint, match=f"{name} is not stored in a declared format"):
+                checkpoint.blocks(name)
 
     def test_stored_blocks_are_quantised_again_when_that_is_asked_for(self, tmp_path: Path) -> None:
         held = write_gguf(tmp_path / "m.gguf", same_type(KINDS["q4_1"]))

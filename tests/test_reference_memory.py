@@ -58,4 +58,10 @@ def test_blocks_are_copied_whole_in_every_layer(axis: int) -> None:
 
 
 def test_no_pairs_copy_nothing() -> None:
-    HostMemory("cpu").copy_blocks([], [])
+    cache = LayerCache(torch.randn(4, 2, 3), torch.randn(4, 2, 3), 0)
+    keys, values = cache.keys.clone(), cache.values.clone()
+
+    HostMemory("cpu").copy_blocks([cache], [])
+
+    assert cache.keys.equal(keys)
+    assert cache.values.equal(values)

@@ -1,6 +1,7 @@
 """The kit that proves a platform: its kernels against the reference, its attention against an oracle.
 
     kernels.py    check_kernels: each declared case of each declared kernel
+    quantized.py  cases with weights in the formats that a platform declares
     attention.py  check_attention: ragged batches on a poisoned cache
     scenarios.py  those batches
     paging.py     sequences as a step presents them, and their cache

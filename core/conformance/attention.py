@@ -1,19 +1,21 @@
 """A platform's attention against dense attention in float64, on a cache full of poison.
 
-Every slot that holds no token of the batch is NaN: blocks of nobody, slots past a length, blocks that a
-window has left behind. Reading one shows in the output. Two layers share each plan, as a model's layers do.
+Every slot that holds no token of the batch is NaN, or has a scale that is: blocks of nobody, slots past a length,
+blocks that a window has left behind. Reading one shows in the output. Two layers share each plan, as a model's
+layers do.
 """
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 
 import torch
 from torch import Tensor
 
 from core.conformance import Result
 from core.conformance.compare import difference
-from core.conformance.paging import padded, paged_batch, poisoned_cache
+from core.conformance.paging import is_poison, kept, padded, paged_batch, poison, poisoned_cache
 from core.conformance.scenarios import Scenario, scenarios
 from core.contracts.attention import Attention, AttentionBatch, AttentionSpec
 from core.contracts.platform import Device, Platform, SchedulingLimits
@@ -27,21 +29,26 @@ _LAYERS = 2
 def check_attention(
     platform: Platform, device: Device, dtype: str, block_size: int, seed: int = 0
 ) -> Iterator[Result]:
-    """Whatever serves attention on this device, in every scenario within its capabilities."""
+    """Whatever serves attention on this device, in every scenario within its capabilities.
+
+    Keys and values are kept in the dtype first, then in whatever else the device says that it keeps them in.
+    """
     capabilities = platform.capabilities(device)
-    for scenario in scenarios(block_size):
+    cache_dtypes = (None, *sorted(capabilities.kv_cache_dtypes))
+    for scenario, cache_dtype in product(scenarios(block_size), cache_dtypes):
         if capabilities.head_dims is not None and scenario.head_dim not in capabilities.head_dims:
             continue
         if scenario.window is not None and "sliding_window" not in capabilities.features:
             continue
-        spec = scenario.spec(dtype, block_size)
+        spec = replace(scenario.spec(dtype, block_size), cache_dtype=cache_dtype)
         try:
             attention = resolve_attention(platform, device, spec, Ledger())
             trial = _Trial(attention, spec, scenario, device.torch_device, seed)
             problem = trial.run(capabilities.scheduling)
         except Exception as error:
             problem = f"raised {type(error).__name__}: {error}"
-        yield Result(subject="attention", case=scenario.name, dtype=dtype, problem=problem)
+        case = f"{scenario.name}, kept in {cache_dtype}" if cache_dtype else scenario.name
+        yield Result(subject="attention", case=case, dtype=dtype, problem=problem)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +150,7 @@ class _Trial:
         for cache in self.caches:
             for storage in (cache.keys, cache.values):
                 index = torch.tensor(self.unowned[1:], device=storage.device)
-                if not bool(storage.index_select(cache.block_axis, index).isnan().all()):
+                if not bool(is_poison(storage.index_select(cache.block_axis, index)).all()):
                     return "wrote into blocks that belong to nobody"
         return ""
 
@@ -151,7 +158,7 @@ class _Trial:
         index = torch.tensor(list(blocks), dtype=torch.int64, device=self.device)
         for cache in self.caches:
             for storage in (cache.keys, cache.values):
-                storage.index_fill_(cache.block_axis, index, math.nan)
+                storage.index_fill_(cache.block_axis, index, poison(storage.dtype))
 
     def _random(self, length: int) -> tuple[Tensor, Tensor, Tensor]:
         heads = (self.spec.num_heads, self.spec.num_kv_heads, self.spec.num_kv_heads)
@@ -186,9 +193,9 @@ def _steps(sequences: Sequence[_Sequence], limits: SchedulingLimits) -> Iterator
 
 def _dense(sequence: _Sequence, layer: int, spec: AttentionSpec) -> Tensor:
     """[new, Hq, D], float64: softmax over everything that each new token sees."""
-    query, key, value = (tensor.double() for tensor in sequence.layers[layer])
-    group = spec.num_heads // spec.num_kv_heads
-    key, value = (tensor.repeat_interleave(group, dim=1) for tensor in (key, value))  # [L, Hq, D]
+    query, key, value = sequence.layers[layer]
+    query, group = query.double(), spec.num_heads // spec.num_kv_heads
+    key, value = (kept(tensor, spec).repeat_interleave(group, dim=1) for tensor in (key, value))  # [L, Hq, D]
     scores = torch.einsum("qhd,khd->hqk", query[sequence.length - sequence.new :], key) * spec.scale
     newest = torch.arange(sequence.length - sequence.new, sequence.length)[:, None]
     position = torch.arange(sequence.length)

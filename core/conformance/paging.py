@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from core.contracts.attention import Attention, AttentionBatch, LayerCache
+from core.contracts.attention import Attention, AttentionBatch, AttentionSpec, LayerCache
 from core.contracts.kernels import CachedSequences
 
 
@@ -42,11 +42,33 @@ def paged_batch(
     )
 
 
+def poison(dtype: torch.dtype) -> float:
+    """What no slot holds that was written: NaN, or in bytes all ones, which are NaN where they are a scale."""
+    return math.nan if dtype.is_floating_point else 255 if dtype == torch.uint8 else -1
+
+
+def is_poison(storage: Tensor) -> Tensor:
+    """Where a cache holds poison, as bool."""
+    return storage.isnan() if storage.is_floating_point() else storage == poison(storage.dtype)
+
+
 def poisoned_cache(attention: Attention, num_blocks: int, torch_device: str) -> LayerCache:
-    """One layer's cache, all of it NaN."""
-    layout, dtype = attention.layout(num_blocks), getattr(torch, attention.spec.dtype)
-    keys, values = (torch.full(layout.shape, math.nan, dtype=dtype, device=torch_device) for _ in range(2))
+    """One layer's cache, all of it poison."""
+    layout = attention.layout(num_blocks)
+    dtype: torch.dtype = getattr(torch, layout.dtype or attention.spec.dtype)
+    keys, values = (
+        torch.full(layout.shape, poison(dtype), dtype=dtype, device=torch_device) for _ in range(2)
+    )
     return LayerCache(keys, values, layout.block_axis)
+
+
+def kept(rows: Tensor, spec: AttentionSpec) -> Tensor:
+    """Keys or values [..., D] as the cache of this spec keeps them, float64."""
+    if spec.cache_dtype != "int8":
+        return rows.double()
+    wide = rows.float()
+    scale = wide.abs().amax(dim=-1, keepdim=True) / 127
+    return torch.where(scale > 0, wide / scale, 0.0).round().double() * scale.double()
 
 
 def padded(rows: Tensor, count: int, torch_device: str) -> Tensor:

@@ -31,19 +31,36 @@ class AttentionShape:
 class AttentionSpec(AttentionShape):
     """A shape, and how the engine runs it. Layers of equal spec share one `Attention` and one plan per step.
 
-    block_size  tokens per block of the cache
+    block_size   tokens per block of the cache
+    cache_dtype  what keys and values are rounded to: "int8"; None: the model dtype
+
+    In "int8", the key and the value of one token and one head is 8-bit whole numbers times a float32 of its own:
+    scale = max|x| / 127, and each number is x / scale, computed in float32 and rounded to the nearest, ties to
+    even. Zeros have scale 0; a row with an element that is not finite reads as NaN.
     """
 
     dtype: str
     block_size: int
+    cache_dtype: str | None = None
+
+    @property
+    def quantized(self) -> bool:
+        """Whether keys and values are rounded to something other than the model dtype."""
+        return self.cache_dtype not in (None, self.dtype)
 
 
 @dataclass(frozen=True, slots=True)
 class CacheLayout:
-    """How a platform stores the keys (and, alike, the values) of one layer."""
+    """How a platform stores the keys (and, alike, the values) of one layer.
+
+    shape       of the tensor that is allocated; whatever belongs to a block, scales too, lies in that block
+    block_axis  which of its axes counts blocks
+    dtype       its dtype by torch name; None: the model dtype
+    """
 
     shape: tuple[int, ...]
     block_axis: int
+    dtype: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +110,8 @@ class Attention(ABC):
     def layout(self, num_blocks: int) -> CacheLayout:
         """Shape of one layer's keys for `num_blocks` blocks, and which of its axes counts blocks.
 
-        The usual answer is [num_blocks, block_size, num_kv_heads, head_dim] and axis 0.
+        The usual answer is [num_blocks, block_size, num_kv_heads, head_dim] and axis 0; of a quantised cache, bytes
+        [num_blocks, block_size, num_kv_heads, head_dim + 4], the scale behind the numbers.
         """
 
     def plan(self, batch: AttentionBatch) -> Any:

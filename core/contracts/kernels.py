@@ -61,12 +61,14 @@ class CachedSequences:
 
     sequences  (new tokens, length including them) each; decodes first
     key, value [tokens cached before, Hkv, D], sequence after sequence
+    rows       of the new tokens, those whose results are asked for, in this order; None: all
     """
 
     shape: AttentionShape
     sequences: tuple[tuple[int, int], ...]
     key: "Tensor"
     value: "Tensor"
+    rows: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +76,7 @@ class Case:
     """Inputs to try a kernel on: `prepare` goes to a prepared kernel, `arguments` to the call itself.
 
     cached  for a kernel that attends: `prepare` is preceded by the `Attention` of the side that is tried, and
-            `arguments`, one row per new token, are followed by its cache and plan
+            `arguments`, one row per new token, are followed by its cache and plan, and by the rows asked for
     """
 
     name: str

@@ -61,6 +61,7 @@ class Capabilities:
     head_dims        attention head sizes it accepts; None: any
     features         attention features beyond causal full attention: "sliding_window"
     weight_formats   formats in which its kernels take weights as they are, by name; see `quantization.FORMATS`
+    kv_cache_dtypes  what its attention rounds keys and values to, besides the model dtype: "int8"
     alignment_bytes  every allocation's size is a multiple of this
     """
 
@@ -69,6 +70,7 @@ class Capabilities:
     head_dims: tuple[int, ...] | None = None
     features: frozenset[str] = frozenset({"sliding_window"})
     weight_formats: frozenset[str] = frozenset()
+    kv_cache_dtypes: frozenset[str] = frozenset()
     alignment_bytes: int = 1
     scheduling: SchedulingLimits = SchedulingLimits()
 

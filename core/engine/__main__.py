@@ -1,21 +1,17 @@
 """`python -m core.engine`: the engine in a process of its own, started by `core.engine.spawn`.
 
-Torch takes longest of everything that a start imports, so that begins before anything else is known.
+What runs a model takes longest of everything that a start imports, so that begins before anything else is known.
 """
 
 import sys
 import threading
-
-
-def _import_torch() -> None:
-    try:
-        import torch  # noqa: F401  # pyright: ignore[reportUnusedImport]
-    except ImportError:
-        return  # whoever needs it says so
+from contextlib import suppress
+from importlib import import_module
 
 
 def main() -> int:
-    importing = threading.Thread(target=_import_torch)
+    """Be the engine's process; returns its exit code."""
+    importing = threading.Thread(target=_import_runner)
     importing.start()
     from core.engine.process import main as run
 
@@ -23,6 +19,11 @@ def main() -> int:
         return run()
     finally:
         importing.join()
+
+
+def _import_runner() -> None:
+    with suppress(ImportError):  # whoever needs it says so
+        import_module("core.execution.runner")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,12 @@
 """From what the user asked for to a running engine, in the order in which things can go wrong cheaply."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
 
 from core.clock import StageClock
 from core.config import EngineConfig, resolve
-from core.contracts.attention import AttentionSpec
 from core.contracts.model import Architecture
 from core.contracts.platform import Device, Platform
 from core.contracts.runner import Runner, RunnerContext
@@ -62,27 +60,8 @@ def build_engine(
     defaults = sampling_defaults(config, checkpoint)
     progress(f"loading {config.model} in {context.settings.dtype} on {platform.name}")
     runner, plan = _loaded(context)
-    info = EngineInfo(
-        model=config.model,
-        model_path=str(path),
-        tokenizer_path=None if config.skip_tokenizer_init else str(tokenizer_path),
-        platform=platform.name,
-        device=device.name,
-        dtype=context.settings.dtype,
-        quantization=_quantization(context),
-        architecture=context.architecture.name,
-        max_model_len=plan.max_model_len,
-        max_num_seqs=context.settings.max_num_seqs,
-        scheduling_policy=context.settings.scheduling_policy,
-        vocab_size=context.description.vocab_size,
-        eos_token_ids=eos,
-        sampling_defaults=defaults,
-        num_kv_tokens=(min(plan.num_blocks) - 1) * context.settings.block_size,
-        kv_cache_bytes=plan.total_bytes,
-        ledger=context.ledger.as_dicts(),
-    )
     return Engine(
-        info=info,
+        info=_info(config, context, plan, (path, tokenizer_path), eos, defaults),
         settings=context.settings,
         groups=context.groups,
         num_blocks=plan.num_blocks,
@@ -90,6 +69,38 @@ def build_engine(
         runner=runner,
         ledger=context.ledger,
         clock=context.clock,
+    )
+
+
+def _info(
+    config: EngineConfig,
+    context: RunnerContext,
+    plan: CachePlan,
+    paths: tuple[Path, Path],
+    eos: list[int],
+    defaults: dict[str, Any],
+) -> EngineInfo:
+    """The facts, once everything is loaded. paths  of model and tokenizer"""
+    settings = context.settings
+    return EngineInfo(
+        model=config.model,
+        model_path=str(paths[0]),
+        tokenizer_path=None if config.skip_tokenizer_init else str(paths[1]),
+        platform=context.platform.name,
+        device=context.device.name,
+        dtype=settings.dtype,
+        quantization=_quantization(context),
+        kv_cache_dtype=settings.kv_cache_dtype,
+        architecture=context.architecture.name,
+        max_model_len=plan.max_model_len,
+        max_num_seqs=settings.max_num_seqs,
+        scheduling_policy=settings.scheduling_policy,
+        vocab_size=context.description.vocab_size,
+        eos_token_ids=eos,
+        sampling_defaults=defaults,
+        num_kv_tokens=(min(plan.num_blocks) - 1) * settings.block_size,
+        kv_cache_bytes=plan.total_bytes,
+        ledger=context.ledger.as_dicts(),
     )
 
 
@@ -176,8 +187,7 @@ def _check_layers(context: RunnerContext) -> None:
 
     settings = context.settings
     for shape in dict.fromkeys(context.description.layers):
-        spec = AttentionSpec(**asdict(shape), dtype=settings.dtype, block_size=settings.block_size)
-        check_capabilities(context.platform, context.capabilities, spec)
+        check_capabilities(context.platform, context.capabilities, settings.attention_spec(shape))
 
 
 def _runner(context: RunnerContext) -> Runner:

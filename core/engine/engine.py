@@ -23,9 +23,10 @@ from core.ledger import Ledger
 class EngineInfo(msgspec.Struct, kw_only=True, frozen=True):
     """What a front end must know of an engine that may run elsewhere.
 
-    quantization   "none", or the formats in which linear layers are held, with commas between
-    num_kv_tokens  tokens that the whole KV cache holds
-    ledger         what was chosen at load, as plain data
+    quantization    "none", or the formats in which linear layers are held, with commas between
+    kv_cache_dtype  what keys and values are held in
+    num_kv_tokens   tokens that the whole KV cache holds
+    ledger          what was chosen at load, as plain data
     """
 
     model: str
@@ -35,6 +36,7 @@ class EngineInfo(msgspec.Struct, kw_only=True, frozen=True):
     device: str
     dtype: str
     quantization: str
+    kv_cache_dtype: str
     architecture: str
     max_model_len: int
     max_num_seqs: int

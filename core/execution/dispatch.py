@@ -148,6 +148,11 @@ def check_capabilities(platform: Platform, capabilities: Capabilities, spec: Att
             f"a layer has a sliding window of {spec.sliding_window} tokens; platform {platform.name} has no "
             f"sliding_window among its features ({', '.join(sorted(capabilities.features)) or 'none'})"
         )
+    if spec.quantized and spec.cache_dtype not in capabilities.kv_cache_dtypes:
+        accepted = ", ".join((spec.dtype, *sorted(capabilities.kv_cache_dtypes)))
+        raise UnsupportedShape(
+            f"keys and values are to be stored in {spec.cache_dtype}; platform {platform.name} accepts {accepted}"
+        )
     if spec.block_size not in capabilities.block_sizes:
         accepted = ", ".join(map(str, capabilities.block_sizes))
         raise UnsupportedShape(
@@ -157,4 +162,5 @@ def check_capabilities(platform: Platform, capabilities: Capabilities, spec: Att
 
 def _describe(spec: AttentionSpec) -> str:
     seen = "full" if spec.sliding_window is None else f"window {spec.sliding_window}"
-    return f"{spec.num_heads} heads of {spec.head_dim}, {spec.num_kv_heads} for keys and values, {seen}"
+    kept = f", kept in {spec.cache_dtype}" if spec.quantized else ""
+    return f"{spec.num_heads} heads of {spec.head_dim}, {spec.num_kv_heads} for keys and values, {seen}{kept}"

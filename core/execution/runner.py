@@ -6,13 +6,12 @@ A step is three stages, each replaceable by a subclass that a platform returns f
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
 
 import torch
 from torch import Tensor
 
 from core.config import format_bytes
-from core.contracts.attention import Attention, AttentionSpec, LayerCache
+from core.contracts.attention import Attention, AttentionSpec, CacheLayout, LayerCache
 from core.contracts.memory import MemoryStatistics
 from core.contracts.model import Model, Parts, StepInputs
 from core.contracts.runner import Batch, CacheGroup, Runner, RunnerContext, SequenceResult
@@ -73,22 +72,23 @@ class ModelRunner(Runner):
         context.ledger.record("weights", "core", weights.summary())
 
     def block_bytes(self, group: CacheGroup) -> int:
-        itemsize = getattr(torch, self.context.settings.dtype).itemsize
-        return sum(2 * math.prod(self.attention[layer].layout(1).shape) * itemsize for layer in group.layers)
+        layouts = [self.attention[layer].layout(1) for layer in group.layers]
+        return sum(2 * math.prod(layout.shape) * self._itemsize(layout) for layout in layouts)
 
     def memory_statistics(self) -> MemoryStatistics:
         return self.memory.statistics()
 
     def allocate_cache(self, num_blocks: Sequence[int]) -> None:
-        dtype = self.context.settings.dtype
         caches: list[LayerCache] = []
         for layer, attention in enumerate(self.attention):
             layout = attention.layout(num_blocks[self._group_of[layer]])
+            dtype = layout.dtype or self.context.settings.dtype
             keys, values = (self.memory.allocate(layout.shape, dtype) for _ in range(2))
             caches.append(LayerCache(keys, values, layout.block_axis))
         self.caches = tuple(caches)
         total = sum(2 * cache.keys.nbytes for cache in caches)
-        self.context.ledger.record("kv_cache", "core", format_bytes(total))
+        held = f"{format_bytes(total)}, keys and values in {self.context.settings.kv_cache_dtype}"
+        self.context.ledger.record("kv_cache", "core", held)
 
     @torch.inference_mode()
     def step(self, batch: Batch) -> list[SequenceResult]:
@@ -158,11 +158,10 @@ class ModelRunner(Runner):
 
     def _specs(self) -> list[AttentionSpec]:
         """What each layer asks of attention."""
-        settings = self.context.settings
-        return [
-            AttentionSpec(**asdict(shape), dtype=settings.dtype, block_size=settings.block_size)
-            for shape in self.context.description.layers
-        ]
+        return [self.context.settings.attention_spec(shape) for shape in self.context.description.layers]
+
+    def _itemsize(self, layout: CacheLayout) -> int:
+        return getattr(torch, layout.dtype or self.context.settings.dtype).itemsize
 
     def _resolve_attention(self, specs: Sequence[AttentionSpec]) -> tuple[Attention, ...]:
         context = self.context

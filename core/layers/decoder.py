@@ -24,7 +24,10 @@ class DecoderLayerSettings:
 
 
 class DecoderLayer:
-    """x [N, H] is what the layer before added to the stream; `residual` [N, H] is the stream without it."""
+    """x [N, H] is what the layer before added to the stream; `residual` [N, H] is the stream without it.
+
+    `rows` [R] are the tokens that somebody goes on with, None for all: the last layer need not finish the others.
+    """
 
     def __init__(
         self,
@@ -39,9 +42,16 @@ class DecoderLayer:
         self._apply = parts.kernels.decoder_layer(parts.attention[index], taken, settings.norm_eps)
 
     def __call__(
-        self, x: Tensor, residual: Tensor | None, inputs: StepInputs, cos: Tensor, sin: Tensor
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        inputs: StepInputs,
+        cos: Tensor,
+        sin: Tensor,
+        rows: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        return self._apply(x, residual, cos, sin, inputs.caches[self._index], inputs.plans[self._index])
+        cache, plan = inputs.caches[self._index], inputs.plans[self._index]
+        return self._apply(x, residual, cos, sin, cache, plan, rows)
 
 
 def _take(

@@ -4,6 +4,7 @@ csrc/         the sources, in the compiler's own vector types; csrc/generic/isa.
               platform may write better for its instruction set
 toolchain.py  compiles them once per machine and keeps the library in the cache
 library.py    loads the library beside torch
+platform.py   what the platforms that use them have in common
 
 Used by platforms, each with flags and headers of its own. Names no processor.
 """

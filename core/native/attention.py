@@ -1,7 +1,8 @@
 """Paged attention in C++, prompts and decodes alike: its plans, and what its kernels are told.
 
-Mirrors core/native/csrc/step.h field by field. The cache is [num_kv_heads, num_blocks, block_size, head_dim]; how a
-block of it is arranged stands in csrc/pages.h and concerns nobody else.
+Mirrors core/native/csrc/step.h field by field. The cache is [num_kv_heads, num_blocks, block_size, head_dim], and of
+bytes [num_kv_heads, num_blocks, block_size, head_dim + 4] where it is quantised; how a block of it is arranged stands
+in csrc/pages.h and concerns nobody else.
 """
 
 import ctypes
@@ -16,10 +17,14 @@ from core.native.library import NativeLibrary
 DTYPES = {"float32": 0, "bfloat16": 1}
 """Model dtypes that the kernels are compiled for, as csrc/step.h numbers them."""
 
+CACHE_DTYPES = frozenset({"int8"})
+"""What keys and values are kept in besides the model dtype."""
+
 MAX_HEAD_DIM = 256
 _LANES = 16
 _PIECE = 256  # keys of a decode that are one task
 _TASK_BYTES = 32
+_SCALE_BYTES = 4
 
 
 class ShapeStruct(ctypes.Structure):
@@ -33,6 +38,7 @@ class ShapeStruct(ctypes.Structure):
         ("head_dim", ctypes.c_int64),
         ("block_size", ctypes.c_int64),
         ("window", ctypes.c_int64),
+        ("quantized", ctypes.c_int64),
     )
 
 
@@ -102,7 +108,10 @@ class NativeAttention(Attention):
         self._attend = _declare(functions.core_attend, 3 * [ctypes.c_void_p] + [*row, ctypes.c_void_p])
 
     def layout(self, num_blocks: int) -> CacheLayout:
-        return CacheLayout((self.spec.num_kv_heads, num_blocks, self.spec.block_size, self.spec.head_dim), 1)
+        shape = (self.spec.num_kv_heads, num_blocks, self.spec.block_size)
+        if self.spec.quantized:
+            return CacheLayout((*shape, self.spec.head_dim + _SCALE_BYTES), 1, "uint8")
+        return CacheLayout((*shape, self.spec.head_dim), 1)
 
     def plan(self, batch: AttentionBatch) -> NativePlan:
         tokens = sum(batch.query_lens)
@@ -131,6 +140,9 @@ def unsupported(spec: AttentionSpec) -> str | None:
     """The reason why layers of this spec cannot be served, or None when they can."""
     if spec.dtype not in DTYPES:
         return f"compiled for {' and '.join(DTYPES)}, not {spec.dtype}"
+    if spec.quantized and spec.cache_dtype not in CACHE_DTYPES:
+        kept = ", ".join(sorted(CACHE_DTYPES))
+        return f"keeps keys and values in {spec.dtype} or {kept}, not {spec.cache_dtype}"
     if spec.head_dim % _LANES or spec.head_dim > MAX_HEAD_DIM:
         return f"head_dim is {spec.head_dim}; multiples of {_LANES} up to {MAX_HEAD_DIM} are accepted"
     if spec.block_size % _LANES:
@@ -148,6 +160,7 @@ def shape_struct(spec: AttentionSpec) -> ShapeStruct:
         head_dim=spec.head_dim,
         block_size=spec.block_size,
         window=spec.sliding_window or 0,
+        quantized=spec.quantized,
     )
 
 

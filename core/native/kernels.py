@@ -1,7 +1,6 @@
 """The kernels in C++ as a platform offers them: one `Implementation` each, and the reason where there is none.
 
-A platform names its build and merges `implementations` into its own; what is rejected falls to whatever it has
-besides, and at last to the reference.
+What is rejected falls to whatever a platform has besides, and at last to the reference.
 """
 
 import ctypes
@@ -14,20 +13,20 @@ from torch import Tensor
 
 from core import reference
 from core.contracts.kernels import Implementation, KernelRequest
-from core.contracts.quantization import FORMATS, Weight
+from core.contracts.quantization import Weight
 from core.native import layer, linear
 from core.native.attention import DTYPES
 from core.native.library import NativeLibrary
-
-WEIGHT_FORMATS = frozenset(FORMATS)
-"""Names of the formats in which these kernels take weights as they are."""
 
 _NUMBERS: Mapping[torch.dtype, int] = {getattr(torch, name): number for name, number in DTYPES.items()}
 _Step = Callable[[Tensor], Tensor]
 
 
-def implementations(library: NativeLibrary) -> Mapping[str, Implementation]:
-    """Every kernel that the library has, by name."""
+def implementations(library: NativeLibrary | str) -> Mapping[str, Implementation]:
+    """Every kernel that the library has, by name; where there is none, one that is rejected with the reason."""
+    if isinstance(library, str):
+        layer_reference = reference.KERNELS["decoder_layer"].reference
+        return {"decoder_layer": Implementation(function=layer_reference, rejects=lambda _: library)}
     small = SmallKernels(library)
     weighty = {"linear": _linear, "gated_mlp": _gated_mlp}
     return {

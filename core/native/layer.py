@@ -25,7 +25,7 @@ from core.native.attention import (
 )
 from core.native.library import NativeLibrary
 
-Apply = Callable[[Tensor, Tensor | None, Tensor, Tensor, LayerCache, NativePlan], tuple[Tensor, Tensor]]
+Apply = Callable[..., tuple[Tensor, Tensor]]
 
 
 class _Layer(ctypes.Structure):
@@ -71,7 +71,7 @@ class _DecoderLayer:
         self._cache_struct = CacheStruct()
         self._cache_address = ctypes.addressof(self._cache_struct)
         self._run = library.functions.core_decoder_layer
-        self._run.argtypes, self._run.restype = 6 * [ctypes.c_void_p], None
+        self._run.argtypes, self._run.restype = [*7 * [ctypes.c_void_p], ctypes.c_int64], None
 
     def __call__(
         self,
@@ -81,6 +81,7 @@ class _DecoderLayer:
         sin: Tensor,
         cache: LayerCache,
         plan: NativePlan,
+        rows: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         if self._cache is not cache:
             self._cache, self._cache_struct = cache, cache_struct(cache)
@@ -92,8 +93,22 @@ class _DecoderLayer:
         else:
             assert x.is_contiguous() and residual.is_contiguous()
             given = residual.data_ptr()
-        self._run(self._address, plan.address, self._cache_address, x.data_ptr(), given, residual.data_ptr())
-        return x, residual
+        addresses = (
+            self._address,
+            plan.address,
+            self._cache_address,
+            x.data_ptr(),
+            given,
+            residual.data_ptr(),
+        )
+        if rows is None:
+            self._run(*addresses, None, 0)
+            return x, residual
+        rows = rows.contiguous()
+        count = rows.shape[0]
+        assert count <= plan.rows and rows.dtype == torch.int64
+        self._run(*addresses, rows.data_ptr(), count)
+        return x[:count], residual[:count]
 
     def _checked(self, x: Tensor, rows: int) -> Tensor:
         """What the first layer is given, contiguous; the others are given what the one before returned."""

@@ -11,11 +11,11 @@ from functools import cache
 from pathlib import Path
 
 from core.errors import CoreError
-from core.native.toolchain import NativeBuild, compiled
+from core.native.toolchain import NativeBuild, compiled, hold
 
 log = logging.getLogger("core.native")
 
-# torch's thread pool, by the names under which the library comes; the first is GNU's, which g++ compiles for.
+# torch's thread pool, by the names under which the library comes. All have the functions that csrc/team.h calls.
 _OPENMP = ("libgomp", "libiomp5", "libomp")
 
 
@@ -33,8 +33,7 @@ def native_library(build: NativeBuild) -> NativeLibrary | str:
     try:
         # The kernels use torch's own thread pool: a second one would fight it for the cores.
         ctypes.CDLL(str(openmp_library()), mode=ctypes.RTLD_GLOBAL)
-        path = compiled(build)
-        return NativeLibrary(path, _loaded(build, path))
+        return _loaded(build)
     except (OSError, CoreError) as error:
         log.warning(
             "the C++ kernels cannot be used; torch operations run instead, several times slower: %s", error
@@ -54,12 +53,18 @@ def openmp_library() -> Path:
     raise OSError(f"torch {torch.__version__} has loaded no OpenMP library, whose threads the kernels share")
 
 
-def _loaded(build: NativeBuild, path: Path) -> ctypes.CDLL:
+def _loaded(build: NativeBuild) -> NativeLibrary:
     """A file that does not load, such as one that a full disk cut short, is made again."""
+    path = compiled(build)
     try:
-        return ctypes.CDLL(str(path))
+        return _opened(path)
     except OSError as error:
         if "undefined symbol" in str(error):
-            raise OSError(f"{error}; install g++, whose OpenMP is the one that torch uses") from error
-        path.unlink()
-        return ctypes.CDLL(str(compiled(build)))
+            raise OSError(f"{error}; torch has loaded {openmp_library()}, which lacks it") from error
+        path.unlink(missing_ok=True)
+        return _opened(compiled(build))
+
+
+def _opened(path: Path) -> NativeLibrary:
+    hold(path)
+    return NativeLibrary(path, ctypes.CDLL(str(path)))

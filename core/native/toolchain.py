@@ -4,6 +4,7 @@ Knows compilers, files and the cache. It knows no processor: flags, and headers 
 from the platform whose kernels they are.
 """
 
+import fcntl
 import hashlib
 import logging
 import os
@@ -15,6 +16,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,10 +26,12 @@ from core.weights.cache import cache_dir, locked, make_private
 log = logging.getLogger("core.native")
 
 CSRC = Path(__file__).with_name("csrc")
-FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fopenmp", "-Wno-psabi")
+FLAGS = ("-std=c++17", "-O3", "-fPIC", "-Wno-psabi")
 COMPILERS = ("g++", "c++", "clang++")
 COMPILE_SECONDS = 300.0
+UNUSED_SECONDS = 30 * 24 * 3600.0  # after which a library of other sources is removed
 _AT_ONCE = 2  # compilers that run side by side; each takes up to a gigabyte
+_BUILDING = ".building-"  # begins the names of folders in which a library is made
 _SHOWN = 3000  # characters of what a compiler said
 
 # What decides the meaning of a flag like -march=native, as /proc/cpuinfo calls it on different machines.
@@ -60,13 +64,16 @@ class Compiler:
 
 def find_compiler() -> Compiler:
     """The compiler named in $CXX, else the first of COMPILERS. Raises PlatformError when there is none."""
-    named = shlex.split(os.environ.get("CXX", ""))
-    for command in [named] if named else [[name] for name in COMPILERS]:
-        if shutil.which(command[0]):
-            return Compiler(tuple(command), _version(command))
-    if named:
+    if command := _command():
+        return Compiler(tuple(command), _version(command))
+    if named := _named():
         raise PlatformError(f"CXX names {named[0]}, which was not found; unset it, or name a C++ compiler")
     raise PlatformError("no C++ compiler was found; install g++, or name one in CXX")
+
+
+def obtainable(build: NativeBuild) -> bool:
+    """Whether there is a compiler for this build, or a library of it already. Runs neither."""
+    return _command() is not None or located(build) is not None
 
 
 def compiled(build: NativeBuild) -> Path:
@@ -80,7 +87,7 @@ def compiled(build: NativeBuild) -> Path:
         path = _target(build, find_compiler())
     except PlatformError:
         if earlier := located(build):
-            return earlier
+            return _used(earlier)
         raise
     if not path.exists():
         make_private(path.parent)
@@ -88,8 +95,9 @@ def compiled(build: NativeBuild) -> Path:
         with locked(path.parent):
             if not path.exists():
                 _compile(build, find_compiler(), path)
+                _prune(build, path)
     _refuse_untrusted(path.parent)
-    return path
+    return _used(path)
 
 
 def located(build: NativeBuild) -> Path | None:
@@ -112,6 +120,16 @@ def command_line(
     return (*compiler, *FLAGS, *build.flags, *include, "-c", str(source), "-o", str(compiled))
 
 
+def _named() -> list[str]:
+    return shlex.split(os.environ.get("CXX", ""))
+
+
+def _command() -> list[str] | None:
+    """What starts a compiler, where there is one."""
+    candidates = [_named()] if _named() else [[name] for name in COMPILERS]
+    return next((command for command in candidates if shutil.which(command[0])), None)
+
+
 def _version(command: Sequence[str]) -> str:
     try:
         asked = subprocess.run(
@@ -122,16 +140,27 @@ def _version(command: Sequence[str]) -> str:
     return asked.stdout
 
 
+def hold(library: Path) -> None:
+    """Keep a library that this process is about to load from being removed, for as long as the process lives."""
+    with suppress(OSError):  # a file system without locks
+        fcntl.flock(os.open(library, os.O_RDONLY), fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
 def _target(build: NativeBuild, compiler: Compiler) -> Path:
     made_by = _digest((*compiler.command, compiler.version))[:8]
     return folder() / f"{build.name}-{_key(build)}-{made_by}.so"
 
 
 def _key(build: NativeBuild) -> str:
-    """Changes with every source, every header, the flags and, where it matters to them, the processor."""
+    """Changes with every source and every header, too."""
+    return f"{_purpose(build)}-{_digest(_contents(build))[:16]}"
+
+
+def _purpose(build: NativeBuild) -> str:
+    """Changes with the flags and, where it matters to them, the processor."""
     native = any(flag.endswith("=native") for flag in build.flags)
     processor = _processor() if native else (host.machine(),)
-    return _digest((*_contents(build), *FLAGS, *build.flags, *processor))[:24]
+    return _digest((*FLAGS, *build.flags, *processor))[:8]
 
 
 def _contents(build: NativeBuild) -> Iterable[str]:
@@ -166,10 +195,34 @@ def _refuse_untrusted(place: Path) -> None:
         )
 
 
+def _used(library: Path) -> Path:
+    """Notes that it is in use: what is not, for long enough, is removed."""
+    with suppress(OSError):  # a cache that cannot be written
+        os.utime(library)
+    return library
+
+
+def _prune(build: NativeBuild, kept: Path) -> None:
+    """Remove what `kept` replaces and nobody uses: older libraries of the same flags, and builds that were cut off.
+
+    The caller holds the folder's lock, so that none of them is being made.
+    """
+    for library in kept.parent.glob(f"{build.name}-{_purpose(build)}-*.so"):
+        if library == kept or time.time() - library.stat().st_mtime < UNUSED_SECONDS:
+            continue
+        with suppress(OSError), library.open("rb") as file:
+            fcntl.flock(
+                file, fcntl.LOCK_EX | fcntl.LOCK_NB
+            )  # fails while a process has loaded it: see `hold`
+            library.unlink()
+    for leftover in kept.parent.glob(f"{_BUILDING}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
 def _compile(build: NativeBuild, compiler: Compiler, path: Path) -> None:
     """Compile beside the target, then rename: nobody sees half a library."""
     log.warning("compiling the C++ kernels for this machine, which happens once and takes up to a minute")
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".building-") as scratch:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=_BUILDING) as scratch:
         sources = sorted(build.sources.glob("*.cpp"))
         objects = [Path(scratch, f"{source.stem}.o") for source in sources]
         _run_all(
@@ -180,7 +233,7 @@ def _compile(build: NativeBuild, compiler: Compiler, path: Path) -> None:
             Path(scratch),
         )
         linked = Path(scratch, "linked.so")
-        # Linked without -fopenmp, so that the symbols come from the library that torch has loaded.
+        # No OpenMP library is linked: its symbols come from the one that torch has loaded.
         _run_all([(*compiler.command, "-shared", *map(str, objects), "-o", str(linked))], Path(scratch))
         linked.replace(path)
 

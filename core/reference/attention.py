@@ -1,5 +1,8 @@
 """Paged attention in plain torch: exact softmax in float32.
 
+A quantised cache is bytes, [num_blocks, block_size, num_kv_heads, head_dim + 4]: the numbers of a key or value, and
+behind them their scale. It is multiplied out as it is gathered.
+
 Decodes of a step are gathered, padded to the longest, and multiplied together; prompts go one by one. What a
 sequence must not see (other blocks, slots not written yet, blocks that a window left behind) is never
 gathered: padding repeats the sequence's own newest slot and is masked.
@@ -14,7 +17,22 @@ from torch import Tensor
 
 from core.contracts.attention import Attention, AttentionBatch, AttentionSpec, CacheLayout, LayerCache
 
+_SCALE_BYTES = 4
 _AT_ONCE = 2**19  # elements of gathered keys, or of scores, that are worked on together: they stay in a cache
+
+
+def quantize_rows(rows: Tensor) -> Tensor:
+    """[..., D] -> bytes [..., D + 4]: what `AttentionSpec.cache_dtype` says of int8."""
+    wide = rows.float()
+    scale = wide.abs().amax(dim=-1, keepdim=True) / 127
+    numbers = (wide / scale).round().clamp(-127, 127).nan_to_num(0.0).to(torch.int8)
+    return torch.cat((numbers.view(torch.uint8), scale.view(torch.uint8)), dim=-1)
+
+
+def dequantized_rows(stored: Tensor) -> Tensor:
+    """Bytes [..., D + 4] -> [..., D], float32."""
+    numbers, scale = stored.split_with_sizes((stored.shape[-1] - _SCALE_BYTES, _SCALE_BYTES), dim=-1)
+    return numbers.contiguous().view(torch.int8).float() * scale.contiguous().view(torch.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,26 +62,35 @@ class ReferenceAttention(Attention):
         self.spec = spec
 
     def layout(self, num_blocks: int) -> CacheLayout:
-        return CacheLayout((num_blocks, self.spec.block_size, self.spec.num_kv_heads, self.spec.head_dim), 0)
+        shape = (num_blocks, self.spec.block_size, self.spec.num_kv_heads)
+        if self.spec.quantized:
+            return CacheLayout((*shape, self.spec.head_dim + _SCALE_BYTES), 0, "uint8")
+        return CacheLayout((*shape, self.spec.head_dim), 0)
 
     def plan(self, batch: AttentionBatch) -> _Plan:
         return _Plan(batch.slot_mapping, tuple(self._parts(batch)))
 
     def write(self, key: Tensor, value: Tensor, cache: LayerCache, plan: _Plan) -> None:
-        self._tokens(cache.keys).index_copy_(0, plan.slot_mapping, key)
-        self._tokens(cache.values).index_copy_(0, plan.slot_mapping, value)
+        for storage, new in ((cache.keys, key), (cache.values, value)):
+            stored = quantize_rows(new) if self.spec.quantized else new
+            self._tokens(storage).index_copy_(0, plan.slot_mapping, stored)
 
     def attend(self, query: Tensor, cache: LayerCache, plan: _Plan) -> Tensor:
         output = torch.zeros(query.shape, dtype=query.dtype, device=query.device)
         keys, values = self._tokens(cache.keys), self._tokens(cache.values)
         for part in plan.parts:
-            seen = [storage.index_select(0, part.slots.flatten()).float() for storage in (keys, values)]
+            seen = [self._gather(storage, part.slots.flatten()) for storage in (keys, values)]
             output[part.rows] = self._attend(query[part.rows], seen[0], seen[1], part.hidden)
         return output
 
     def _tokens(self, storage: Tensor) -> Tensor:
         """[num_blocks, block_size, Hkv, D] -> [num_slots, Hkv, D], the same memory."""
-        return storage.view(-1, self.spec.num_kv_heads, self.spec.head_dim)
+        return storage.view(-1, *storage.shape[2:])
+
+    def _gather(self, tokens: Tensor, slots: Tensor) -> Tensor:
+        """[num_slots, Hkv, D] as stored -> [len(slots), Hkv, D], float32."""
+        chosen = tokens.index_select(0, slots)
+        return dequantized_rows(chosen) if self.spec.quantized else chosen.float()
 
     def _attend(self, query: Tensor, keys: Tensor, values: Tensor, hidden: Tensor) -> Tensor:
         """query [B * Q, Hq, D], keys and values [B * L, Hkv, D] float32, hidden [B, 1, Q, L]; like query."""

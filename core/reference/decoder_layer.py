@@ -10,32 +10,44 @@ from core.contracts.attention import Attention, AttentionShape, LayerCache
 from core.contracts.kernels import CachedSequences, Case, DecoderLayerWeights, Kernel, Kernels
 from core.reference.inputs import Inputs, rounded
 
-Apply = Callable[[Tensor, Tensor | None, Tensor, Tensor, LayerCache, Any], tuple[Tensor, Tensor]]
+Apply = Callable[..., tuple[Tensor, Tensor]]
 
 _EPS = 1e-5
 
 
 def decoder_layer(kernels: Kernels, attention: Attention, weights: DecoderLayerWeights, eps: float) -> Apply:
-    """eps is that of every norm -> a function (x, residual, cos, sin, cache, plan) -> (x, residual).
+    """eps is that of every norm -> a function (x, residual, cos, sin, cache, plan, rows=None) -> (x, residual).
 
     x           [N, H]: what the layer before added to the stream
     residual    [N, H]: the stream without it; None in the first layer, where x is the stream
     cos, sin    [N, R / 2], model dtype: the rotation of each token's position
     cache, plan of this layer, from `attention`
+    rows        [R], int64, distinct: the tokens whose x and residual are asked for, [R, H] each, in this order; None:
+                all. The keys and values of every token are cached, whatever is asked for
 
     x and residual are given away: a platform may overwrite them, and return them.
     """
     attend = _attend(kernels, attention, weights, eps)
+    project = kernels.linear(weights.output, weights.output_bias)
     mlp = kernels.gated_mlp(weights.gate_up, weights.down)
 
     def apply(
-        x: Tensor, residual: Tensor | None, cos: Tensor, sin: Tensor, cache: LayerCache, plan: Any
+        x: Tensor,
+        residual: Tensor | None,
+        cos: Tensor,
+        sin: Tensor,
+        cache: LayerCache,
+        plan: Any,
+        rows: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         if residual is None:
             normed, stream = kernels.rms_norm(x, weights.input_norm, eps), x
         else:
             normed, stream = kernels.add_rms_norm(x, residual, weights.input_norm, eps)
         attended = attend(normed, cos, sin, cache, plan)
+        if rows is not None:
+            attended, stream = attended[rows], stream[rows]
+        attended = project(attended)
         normed, stream = kernels.add_rms_norm(attended, stream, weights.mlp_norm, eps)
         return mlp(normed), stream
 
@@ -47,7 +59,6 @@ def _attend(
 ) -> Callable[[Tensor, Tensor, Tensor, LayerCache, Any], Tensor]:
     heads, kv_heads, dim = attention.spec.num_heads, attention.spec.num_kv_heads, attention.spec.head_dim
     project = kernels.linear(weights.qkv, weights.qkv_bias)
-    project_output = kernels.linear(weights.output, weights.output_bias)
 
     def attend(x: Tensor, cos: Tensor, sin: Tensor, cache: LayerCache, plan: Any) -> Tensor:
         stacked = project(x).split_with_sizes((heads * dim, kv_heads * dim, kv_heads * dim), dim=-1)
@@ -57,7 +68,7 @@ def _attend(
             key = kernels.rms_norm(key, weights.key_norm, eps)
         query, key = kernels.rotary(query, key, cos, sin)
         attention.write(key, value, cache, plan)
-        return project_output(attention.attend(query, cache, plan).reshape(len(x), -1))
+        return attention.attend(query, cache, plan).reshape(len(x), -1)
 
     return attend
 
@@ -90,6 +101,10 @@ def _cases(dtype: str, seed: int) -> Iterator[Case]:
     yield _case(inputs, "a prompt", plain, 576, ((33, 33),), first=True)
     yield _case(inputs, "a chunk", plain, 100, ((9, 50),), extras=True)
     yield _case(inputs, "biases and head norms", small, 64, ((1, 12), (1, 33)), extras=True)
+    ragged = ((1, 7), (1, 40), (5, 5), (6, 20))
+    yield _case(inputs, "the rows that sample", plain, 96, ragged, rows=(0, 1, 6, 12))
+    yield _case(inputs, "rows out of order", small, 64, ragged, rows=(12, 3, 0), first=True)
+    yield _case(inputs, "no row, only the cache", small, 64, ((9, 30),), rows=())
     windowed = replace(plain, sliding_window=8)
     yield _case(inputs, "a chunk behind a window", windowed, 96, ((6, 20),), rotary_dim=32)
 
@@ -104,16 +119,17 @@ def _case(
     first: bool = False,
     extras: bool = False,
     rotary_dim: int | None = None,
+    rows: tuple[int, ...] | None = None,
 ) -> Case:
-    rows, cached = sum(new for new, _ in sequences), sum(length - new for new, length in sequences)
+    new_tokens, cached = sum(new for new, _ in sequences), sum(length - new for new, length in sequences)
     half = (rotary_dim or shape.head_dim) // 2
-    angles = inputs.integers(4096, rows, 1) * 10000.0 ** -(inputs.integers(1000, 1, half) / 1000)
-    residual = None if first else inputs.normal(rows, hidden)
+    angles = inputs.integers(4096, new_tokens, 1) * 10000.0 ** -(inputs.integers(1000, 1, half) / 1000)
+    residual = None if first else inputs.normal(new_tokens, hidden)
     return Case(
         name=name,
         prepare=(_weights(inputs, shape, hidden, extras=extras), _EPS),
         arguments=(
-            inputs.normal(rows, hidden),
+            inputs.normal(new_tokens, hidden),
             residual,
             angles.cos().to(inputs.dtype),
             angles.sin().to(inputs.dtype),
@@ -123,6 +139,7 @@ def _case(
             sequences=sequences,
             key=inputs.normal(cached, shape.num_kv_heads, shape.head_dim),
             value=inputs.normal(cached, shape.num_kv_heads, shape.head_dim),
+            rows=rows,
         ),
     )
 

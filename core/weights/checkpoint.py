@@ -62,8 +62,11 @@ class Checkpoint(ABC):
         return frozenset(format.name for format in found if format is not None)
 
     def blocks(self, name: str) -> QuantizedWeight:
-        """A weight that has a `format`, as it is stored: memory-mapped, unless its rows are in another order."""
-        raise NotImplementedError(f"{self.path} holds no quantised weights")
+        """A weight that has a `format`, as it is stored: memory-mapped, unless its rows are in another order.
+
+        Raises BadCheckpoint for a weight that has none.
+        """
+        raise BadCheckpoint(f"{self.path}: {name} is not stored in a declared format of quantised weights")
 
     def is_optional(self, name: str) -> bool:
         """Whether nobody needs to take this weight: tables that are computed, a head that is tied."""

@@ -67,7 +67,9 @@ class GgufCheckpoint(Checkpoint):
     def blocks(self, name: str) -> QuantizedWeight:
         import torch
 
-        stored, format = self._tensors[name], DECLARED[self._tensors[name].kind]
+        stored, format = self._tensors[name], self.format(name)
+        if format is None:
+            return super().blocks(name)
         outputs, inputs = stored.shape
         rows = (outputs, format.bytes_per_row(inputs))
         data = self._mapped.tensor(stored.offset, stored.num_bytes, torch.uint8, rows)

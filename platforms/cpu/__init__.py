@@ -1,7 +1,7 @@
 """The CPU of this machine, through torch and the vendor library behind it.
 
 platform.py   what it is and can do
-kernels.py    the C++ kernels, or what stands in for them: packed linear layers and the gated MLP
+kernels.py    what stands in for the C++ kernels: packed linear layers and the gated MLP
 attention.py  paged attention on torch operations, where there are no C++ kernels
 isa/          how the C++ kernels use this processor's instructions
 execution.py  one thread per physical core, pinned

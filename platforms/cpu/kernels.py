@@ -1,7 +1,7 @@
-"""The kernels of this platform: in C++ where they can be compiled, else linear layers on the vendor library.
+"""What stands in for the C++ kernels where they cannot be compiled: linear layers on the vendor library.
 
-For the latter, weights are packed; that costs one pass at load and halves the time of a single-token step. The
-gated MLP is fused into three of its calls.
+Weights are packed; that costs one pass at load and halves the time of a single-token step. The gated MLP is fused
+into three of its calls.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,35 +9,23 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from core import reference
 from core.contracts.kernels import Implementation, KernelRequest
 from core.contracts.quantization import QuantizedWeight, Weight
-from core.native import kernels as native
-from core.native.library import native_library
-from platforms.cpu.isa.levels import chosen_build
+from core.weights.dequantize import dequantized
 
 _PACKED_ROWS = 64  # the row count packing is tuned for; measured, it makes no difference from 1 to 512
 _PACKED_DTYPES = ("bfloat16", "float32")
 
-
-def implementations() -> Mapping[str, Implementation]:
-    """This platform's kernels by name."""
-    library = native_library(chosen_build())
-    if isinstance(library, str):
-        return {
-            "linear": Implementation(function=linear, rejects=_needs_packing),
-            "gated_mlp": Implementation(function=gated_mlp, rejects=_needs_packing),
-            "silu_and_mul": Implementation(function=silu_and_mul),
-            "decoder_layer": Implementation(
-                function=reference.KERNELS["decoder_layer"].reference, rejects=lambda _: library
-            ),
-        }
-    return native.implementations(library)
+_Step = Callable[[Tensor], Tensor]
 
 
-def weight_formats() -> frozenset[str]:
-    """Formats in which these kernels take weights as they are."""
-    return frozenset() if isinstance(native_library(chosen_build()), str) else native.WEIGHT_FORMATS
+def torch_kernels() -> Mapping[str, Implementation]:
+    """Kernels on torch operations, by name."""
+    return {
+        "linear": Implementation(function=linear, rejects=_needs_packing),
+        "gated_mlp": Implementation(function=gated_mlp, rejects=_needs_packing),
+        "silu_and_mul": Implementation(function=silu_and_mul),
+    }
 
 
 def _needs_packing(request: KernelRequest) -> str | None:
@@ -48,10 +36,10 @@ def _needs_packing(request: KernelRequest) -> str | None:
     return None
 
 
-def linear(weight: Weight, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+def linear(weight: Weight, bias: Tensor | None) -> _Step:
     """weight [out, in] -> x [N, in] -> [N, out]."""
     if isinstance(weight, QuantizedWeight):
-        return reference.assemble({}).linear(weight, bias)
+        return _unpacking(lambda dtype: linear(dequantized(weight, dtype), bias))
     packed, outputs = _pack(weight), weight.shape[0]
 
     def apply(x: Tensor) -> Tensor:
@@ -62,12 +50,14 @@ def linear(weight: Weight, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
     return apply
 
 
-def gated_mlp(gate_up_weight: Weight, down_weight: Weight) -> Callable[[Tensor], Tensor]:
+def gated_mlp(gate_up_weight: Weight, down_weight: Weight) -> _Step:
     """gate_up_weight [2 * I, H], down_weight [H, I] -> x [N, H] -> [N, H]: the activation and the product
     ride along with the two products before them.
     """
     if isinstance(gate_up_weight, QuantizedWeight) or isinstance(down_weight, QuantizedWeight):
-        return reference.assemble({}).gated_mlp(gate_up_weight, down_weight)
+        return _unpacking(
+            lambda dtype: gated_mlp(_tensor(gate_up_weight, dtype), _tensor(down_weight, dtype))
+        )
     gate_weight, up_weight = gate_up_weight.chunk(2)
     gate, up, down = _pack(gate_weight), _pack(up_weight), _pack(down_weight)
 
@@ -85,6 +75,22 @@ def silu_and_mul(x: Tensor) -> Tensor:
     """[N, 2 * I] -> [N, I]."""
     gate, up = x.chunk(2, dim=-1)
     return torch.nn.functional.silu(gate).mul_(up)
+
+
+def _unpacking(make: Callable[[torch.dtype], _Step]) -> _Step:
+    """A step that is made when it is first called, because only then the dtype is known."""
+    made: dict[torch.dtype, _Step] = {}
+
+    def apply(x: Tensor) -> Tensor:
+        if x.dtype not in made:
+            made[x.dtype] = make(x.dtype)
+        return made[x.dtype](x)
+
+    return apply
+
+
+def _tensor(weight: Weight, dtype: torch.dtype) -> Tensor:
+    return dequantized(weight, dtype) if isinstance(weight, QuantizedWeight) else weight
 
 
 def _pack(weight: Tensor) -> Tensor:

@@ -58,13 +58,13 @@ class StrictAttention(Attention):
             self._find_dead_slot(i, cache, plan)
         return output
 
-    def _check(self, name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-        spec = self.spec
+    def _check(self, name: str, tensor: Tensor, shape: tuple[int, ...], dtype: str | None = None) -> None:
+        spec, dtype = self.spec, dtype or self.spec.dtype
         given = (tuple(tensor.shape), tensor.dtype, tensor.device)
-        if given != (shape, getattr(torch, spec.dtype), torch.device(self._device.torch_device)):
+        if given != (shape, getattr(torch, dtype), torch.device(self._device.torch_device)):
             raise ContractViolation(
                 f"simulated: {name} is {list(tensor.shape)} {tensor.dtype} on {tensor.device}; "
-                f"expected {list(shape)} {spec.dtype} on {self._device.torch_device}"
+                f"expected {list(shape)} {dtype} on {self._device.torch_device}"
             )
         if spec.head_dim > 1 and tensor.stride(-1) != 1:
             raise ContractViolation(f"simulated: the heads of {name} are not dense in memory")
@@ -73,7 +73,7 @@ class StrictAttention(Attention):
         num_blocks = cache.keys.shape[cache.block_axis]
         layout = self.layout(num_blocks)
         for name, storage in (("keys", cache.keys), ("values", cache.values)):
-            self._check(f"the cache's {name}", storage, layout.shape)
+            self._check(f"the cache's {name}", storage, layout.shape, layout.dtype)
         if int(batch.slot_mapping.max()) >= num_blocks * self.spec.block_size:
             raise ContractViolation(
                 f"simulated: slot {int(batch.slot_mapping.max())} is outside a cache of {num_blocks} blocks"

@@ -1,6 +1,7 @@
 """Memory with a cap and an alignment, in which whatever nobody has written is poison.
 
-Poison is a NaN of its own bit pattern, so that it is told from a NaN that a model computed and stored.
+Poison is a NaN of its own bit pattern, so that it is told from a NaN that a model computed and stored. Bytes, which
+hold numbers and their scale, are all ones.
 """
 
 import math
@@ -20,13 +21,15 @@ _POISON = {
     torch.float32: (torch.int32, 0x7FD5DEAD),
     torch.float16: (torch.int16, 0x7EAD),
     torch.bfloat16: (torch.int16, 0x7FD5),
+    torch.uint8: (torch.uint8, 0xFF),
 }
 
 
 def poisoned(tensor: Tensor) -> Tensor:
-    """Where a tensor of floats holds poison, as bool."""
+    """Where a part of the cache holds poison, as bool: its elements, or of bytes its rows."""
     bits, pattern = _POISON[tensor.dtype]
-    return tensor.view(bits) == pattern
+    found = tensor.view(bits) == pattern
+    return found.all(dim=-1) if tensor.dtype == torch.uint8 else found
 
 
 class StrictMemory(Memory):

@@ -39,6 +39,7 @@ class SimulatedPlatform(Platform):
         return Capabilities(
             dtypes=("float32", "bfloat16", "float16"),
             block_sizes=(24, 12) if options.block_size is None else (options.block_size,),
+            kv_cache_dtypes=frozenset({"int8"}),
             alignment_bytes=options.alignment,
             scheduling=SchedulingLimits(
                 separate_steps=options.separate_steps,

@@ -8,7 +8,7 @@
 
 extern "C" {
 void core_decoder_layer(const core::DecoderLayer* layer, const core::Step* step, const core::Cache* cache, void* x,
-                        void* residual, void* stream);
+                        void* residual, void* stream, const int64_t* wanted, int64_t count);
 }
 
 namespace check {
@@ -116,6 +116,7 @@ struct LayerTrial {
       std::copy_n(&qkv[queries], width, &keys[sequence][position * width]);
       std::copy_n(&qkv[queries + width], width, &values[sequence][position * width]);
     }
+    for (size_t i = 0; i < keys.size(); i++) keys[i] = history.kept(keys[i]), values[i] = history.kept(values[i]);
     for (size_t row = 0; row < paged.rows.size(); row++) {
       const auto [sequence, position] = paged.rows[row];
       const Numbers attention =
@@ -124,6 +125,17 @@ struct LayerTrial {
       added.insert(added.end(), last.begin(), last.end());
     }
     stream.resize(added.size());
+  }
+
+  // Only these rows are asked for.
+  void keep(const std::vector<int64_t>& rows) {
+    Numbers all_streams, all_added;
+    all_streams.swap(stream), all_added.swap(added);
+    for (int64_t row : rows) {
+      stream.insert(stream.end(), &all_streams[row * kHidden], &all_streams[row * kHidden] + kHidden);
+      added.insert(added.end(), &all_added[row * kHidden], &all_added[row * kHidden] + kHidden);
+    }
+    x.resize(added.size());
   }
 
   History<T> history;
@@ -139,27 +151,35 @@ static double largest(const Numbers& numbers) {
 
 template <typename T>
 static void layer(const std::string& name, const Storage& storage, std::vector<Sequence> sequences, bool first,
-                  bool extras, double allowed) {
-  const AttentionShape shape = {sizeof(T) == 2 ? core::kModelBfloat16 : core::kModelFloat32, 0.17f, 6, 2, 32, 16, 0};
+                  bool extras, double allowed, int64_t kept, const std::vector<int64_t>* wanted = nullptr) {
+  const int32_t dtype = sizeof(T) == 2 ? core::kModelBfloat16 : core::kModelFloat32;
+  const AttentionShape shape = {dtype, 0.17f, 6, 2, 32, 16, 0, kept};
   Paged paged(shape, std::move(sequences));
   Random random(30);
   const LayerWeights<T> weights(storage, shape, extras, random);
   LayerTrial<T> trial(weights, paged, first, random);
   std::vector<T> stream = first ? std::vector<T>(trial.x.size()) : trial.residual;
   core_decoder_layer(&weights.layer, &paged.step, &trial.history.cache, trial.x.data(),
-                     first ? nullptr : stream.data(), stream.data());
-  const std::string title = "layer " + storage.name + (sizeof(T) == 2 ? " in bfloat16, " : " in float32, ") + name;
+                     first ? nullptr : stream.data(), stream.data(), wanted ? wanted->data() : nullptr,
+                     wanted ? wanted->size() : 0);
+  if (wanted) trial.keep(*wanted), stream.resize(wanted->size() * kHidden);
+  const std::string title = "layer " + storage.name + (sizeof(T) == 2 ? " in bfloat16, " : " in float32, ") +
+                            (kept ? "kept in int8, " : "") + name;
   report(title + ", stream", largest_error(stream, trial.stream) / largest(trial.stream), allowed);
   report(title + ", added", largest_error(trial.x, trial.added) / largest(trial.added), allowed);
 }
 
 template <typename T>
-static void steps(const Storage& storage, double allowed) {
-  layer<T>("one token", storage, {{1, 1}}, true, false, allowed);
-  layer<T>("one decode in pieces", storage, {{1, 600}}, false, true, allowed);
-  layer<T>("two decodes", storage, {{1, 30}, {1, 270}}, false, true, allowed);
-  layer<T>("decodes and prompts", storage, {{1, 40}, {1, 300}, {19, 19}, {5, 60}}, false, false, allowed);
-  layer<T>("first layer, prompt", storage, {{21, 21}}, true, true, allowed);
+static void steps(const Storage& storage, double allowed, int64_t kept = 0) {
+  layer<T>("one token", storage, {{1, 1}}, true, false, allowed, kept);
+  layer<T>("one decode in pieces", storage, {{1, 600}}, false, true, allowed, kept);
+  layer<T>("two decodes", storage, {{1, 30}, {1, 270}}, false, true, allowed, kept);
+  layer<T>("decodes and prompts", storage, {{1, 40}, {1, 300}, {19, 19}, {5, 60}}, false, false, allowed, kept);
+  layer<T>("first layer, prompt", storage, {{21, 21}}, true, true, allowed, kept);
+  const std::vector<int64_t> last = {0, 1, 20, 25}, turned = {25, 3}, one = {1};
+  layer<T>("rows that sample", storage, {{1, 40}, {1, 300}, {19, 19}, {5, 60}}, false, true, allowed, kept, &last);
+  layer<T>("rows out of order", storage, {{1, 40}, {1, 300}, {19, 19}, {5, 60}}, true, false, allowed, kept, &turned);
+  layer<T>("one row of two", storage, {{2, 9}}, false, false, allowed, kept, &one);
 }
 
 void layers() {
@@ -167,6 +187,9 @@ void layers() {
     // Quantised activations are the larger part of the error of a quantised layer.
     if (storage.name == "float32") steps<float>(storage, 2e-5);
     if (storage.name == "bfloat16") steps<bfloat16>(storage, 4e-2);
+    // A key or value that is computed a little differently may be rounded to the next number.
+    if (storage.name == "float32") steps<float>(storage, 2e-2, 1);
+    if (storage.name == "bfloat16") steps<bfloat16>(storage, 6e-2, 1);
     if (storage.name == "int8" || storage.name == "int4 by 64") steps<float>(storage, 8e-2);
     if (storage.name == "int4 by 32, minimum") steps<bfloat16>(storage, 8e-2);
   }

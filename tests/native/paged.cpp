@@ -35,6 +35,14 @@ static double dot(const double* a, const double* b, int64_t count) {
   return sum;
 }
 
+void keep_in_int8(double* row, int64_t dim) {
+  float largest = 0;
+  for (int64_t d = 0; d < dim; d++) largest = std::fmax(largest, std::fabs(static_cast<float>(row[d])));
+  const float scale = largest / 127.0f;
+  for (int64_t d = 0; d < dim && scale > 0; d++)
+    row[d] = static_cast<double>(std::nearbyint(static_cast<float>(row[d]) / scale)) * scale;
+}
+
 std::vector<double> attended(const core::AttentionShape& shape, const double* query, int64_t position,
                              const std::vector<double>& keys, const std::vector<double>& values) {
   const int64_t dim = shape.head_dim, width = shape.kv_heads * dim;

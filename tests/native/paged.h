@@ -51,6 +51,16 @@ class Paged {
   std::vector<core::Task> tasks_;
 };
 
+template <typename T>
+std::vector<double> widened(const std::vector<T>& from) {
+  std::vector<double> to(from.size());
+  for (size_t i = 0; i < from.size(); i++) to[i] = core::widen(from[i]);
+  return to;
+}
+
+// What is left of a token's key or value in int8, in place.
+void keep_in_int8(double* row, int64_t dim);
+
 // One layer's cache, full of NaN, and what every sequence should have in it.
 template <typename T>
 class History {
@@ -58,8 +68,8 @@ class History {
   // Random keys and values for every token; those from before the step are in the cache.
   History(const Paged& paged, Random& random) : paged_(paged) {
     const core::AttentionShape& shape = paged.shape;
-    const int64_t elements = shape.kv_heads * paged.num_blocks * shape.block_size * shape.head_dim;
-    stored_keys.assign(elements, core::narrow<T>(NAN)), stored_values = stored_keys;
+    const int64_t bytes = shape.kv_heads * paged.num_blocks * core::block_bytes<T>(shape);
+    stored_keys.assign(bytes, static_cast<char>(0xff)), stored_values = stored_keys;
     cache = {stored_keys.data(), stored_values.data(), paged.num_blocks};
     for (size_t i = 0; i < paged.sequences.size(); i++) {
       const int64_t count = paged.sequences[i].length * width();
@@ -73,29 +83,27 @@ class History {
 
   void put(size_t sequence, int64_t position) {
     const core::AttentionShape& shape = paged_.shape;
-    const int64_t dim = shape.head_dim, slots = paged_.num_blocks * shape.block_size;
     for (int64_t head = 0; head < shape.kv_heads; head++) {
-      const int64_t from = position * width() + head * dim;
-      core::store_token(&stored_keys[head * slots * dim], &stored_values[head * slots * dim],
-                        paged_.slot(sequence, position), shape.block_size, dim, &keys[sequence][from],
+      const int64_t from = position * width() + head * shape.head_dim;
+      core::store_token(shape, cache, head, paged_.slot(sequence, position), &keys[sequence][from],
                         &values[sequence][from]);
     }
   }
 
+  // A sequence's keys or values, as they are read from the cache.
+  std::vector<double> kept(std::vector<double> tokens) const {
+    const int64_t dim = paged_.shape.head_dim;
+    for (size_t at = 0; paged_.shape.quantized && at < tokens.size(); at += dim) keep_in_int8(&tokens[at], dim);
+    return tokens;
+  }
+
   std::vector<std::vector<T>> keys, values;  // of each sequence, [length, kv_heads, head_dim]
-  std::vector<T> stored_keys, stored_values;
+  std::vector<char> stored_keys, stored_values;
   core::Cache cache;
 
  private:
   const Paged& paged_;
 };
-
-template <typename T>
-std::vector<double> widened(const std::vector<T>& from) {
-  std::vector<double> to(from.size());
-  for (size_t i = 0; i < from.size(); i++) to[i] = core::widen(from[i]);
-  return to;
-}
 
 // Attention of a query [heads, head_dim] at `position` over its sequence's keys and values
 // [length, kv_heads, head_dim], in double precision: [heads, head_dim].

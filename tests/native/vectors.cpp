@@ -1,8 +1,9 @@
-// vector.h and team.h: conversions to the bit, the exponential, and every task done once.
+// vector.h, isa.h and team.h: conversions to the bit, the exponential, and every task done once.
 
 #include <atomic>
 
 #include "check.h"
+#include "isa.h"
 #include "team.h"
 
 namespace check {
@@ -24,6 +25,69 @@ static void conversions() {
     wrong += core::widen(to[i]) != expected || core::narrow<bfloat16>(from[i]).bits != to[i].bits;
   }
   report("float to bfloat16, differing values", wrong, 0);
+}
+
+// While it lives, numbers below the normal range are zero to this processor, as torch has it in some threads.
+class Flushing {
+ public:
+#if defined(__x86_64__)
+  Flushing() : before_(__builtin_ia32_stmxcsr()) { __builtin_ia32_ldmxcsr(before_ | 0x8040); }
+  ~Flushing() { __builtin_ia32_ldmxcsr(before_); }
+
+ private:
+  const unsigned before_;
+#elif defined(__aarch64__)
+  Flushing() {
+    asm volatile("mrs %0, fpcr" : "=r"(before_)::"memory");
+    asm volatile("msr fpcr, %0" ::"r"(before_ | 1 << 24) : "memory");
+  }
+  ~Flushing() { asm volatile("msr fpcr, %0" ::"r"(before_) : "memory"); }
+
+ private:
+  uint64_t before_;
+#else
+  ~Flushing() {}
+#endif
+};
+
+typedef core::isa::Floats Widen(const uint16_t* from);
+
+__attribute__((noinline)) static void widen_all(Widen* widen, const std::vector<uint16_t>& from, uint32_t* to) {
+  constexpr size_t kCount = sizeof(core::isa::Floats) / sizeof(float);
+  for (size_t i = 0; i < from.size(); i += kCount) {
+    const core::isa::Floats wide = widen(&from[i]);
+    std::memcpy(to + i, &wide, sizeof(wide));
+  }
+}
+
+// What a float16 stands for, as the bits of a float; one of many for those that are no number.
+static uint32_t half_value(uint16_t half) {
+  const int exponent = half >> 10 & 31, fraction = half & 1023;
+  const double magnitude = exponent == 31 ? (fraction ? NAN : HUGE_VAL)
+                           : exponent     ? std::ldexp(1024 + fraction, exponent - 25)
+                                          : std::ldexp(fraction, -24);
+  return core::bits_of<uint32_t>(static_cast<float>(half & 0x8000 ? -magnitude : magnitude));
+}
+
+// Every float16 there is.
+static void halves(const std::string& name, Widen* widen) {
+  std::vector<uint16_t> all(65536);
+  std::vector<uint32_t> usual(all.size()), flushed(all.size());
+  for (size_t i = 0; i < all.size(); i++) all[i] = static_cast<uint16_t>(i);
+  widen_all(widen, all, usual.data());
+  {
+    const Flushing flushing;
+    widen_all(widen, all, flushed.data());
+  }
+  double wrong = 0, wrong_flushed = 0;
+  for (uint16_t half : all) {
+    const uint32_t right = half_value(half);
+    const bool no_number = (right & 0x7fffffffu) > 0x7f800000u;
+    const auto same = [&](uint32_t bits) { return no_number ? (bits & 0x7fffffffu) > 0x7f800000u : bits == right; };
+    wrong += !same(usual[half]), wrong_flushed += !same(flushed[half]);
+  }
+  report("float16 to float, " + name + ", differing values", wrong, 0);
+  report("float16 to float, " + name + ", while small numbers are flushed", wrong_flushed, 0);
 }
 
 static void exponentials() {
@@ -64,6 +128,8 @@ static void teams() {
 
 void vectors() {
   conversions();
+  halves("this instruction set", core::isa::widen_halves);
+  halves("in vector types alone", core::portable::widen_halves<core::isa::kWidth>);
   exponentials();
   sums();
   teams();

@@ -28,12 +28,31 @@ struct AttentionScratch {
   float* result;
 };
 
+// Rows of a step whose results somebody reads.
+struct Wanted {
+  const int64_t* rows = nullptr;
+  int64_t count = 0;
+
+  bool all() const { return rows == nullptr; }
+  bool any(int64_t first, int64_t end) const {
+    return all() || std::any_of(rows, rows + count, [&](int64_t row) { return row >= first && row < end; });
+  }
+};
+
+// The rows at `wanted`, null for all; all in their order are all, too.
+inline Wanted wanted_rows(const int64_t* wanted, int64_t count, int64_t rows) {
+  int64_t i = 0;
+  while (wanted != nullptr && count == rows && i < rows && wanted[i] == i) ++i;
+  return i == rows ? Wanted{} : Wanted{wanted, count};
+}
+
 // One layer's attention in one step.
 //
 // query     of token t and head h at query + t * query_stride + h * head_dim
 // output    [rows, heads, head_dim]
 // partials  [num_partials, kv_heads][partial_floats]
 // finished  [num_partials, kv_heads]: at a sequence's first piece, how many of its pieces are done; zero before
+// wanted    prompt rows that are none of these may be left as they are
 template <typename T>
 struct AttentionCall {
   const AttentionShape& shape;
@@ -44,13 +63,15 @@ struct AttentionCall {
   T* output;
   float* partials;
   std::atomic<int32_t>* finished;
+  Wanted wanted = {};
 
   int64_t group() const { return shape.heads / shape.kv_heads; }
 
   Pages<T> pages(int64_t sequence, int64_t head) const {
-    const int64_t offset = head * cache.num_blocks * shape.block_size * shape.head_dim;
-    return {static_cast<const T*>(cache.keys) + offset, static_cast<const T*>(cache.values) + offset,
-            step.block_tables + sequence * step.table_width, shape.block_size, shape.head_dim};
+    const int64_t bytes = block_bytes<T>(shape), offset = head * cache.num_blocks * bytes;
+    return {static_cast<const char*>(cache.keys) + offset, static_cast<const char*>(cache.values) + offset,
+            step.block_tables + sequence * step.table_width, shape.block_size, shape.head_dim, bytes,
+            shape.quantized != 0};
   }
 
   const T* query_at(int64_t row, int64_t head) const {
@@ -151,6 +172,7 @@ void attend_task(const AttentionCall<T>& call, const Task& task, int64_t head, c
   const int64_t start = step.query_start[task.sequence];
   if (task.sequence < step.num_decodes) return attend_decode(call, task, head, call.query_at(start, head), scratch);
   const int64_t tokens = step.query_start[task.sequence + 1] - start, row = start + task.first;
+  if (!call.wanted.any(row, row + task.count)) return;
   const PromptRows<T> rows = {call.query_at(row, head), call.output_at(row, head),      call.query_stride,
                               shape.heads * shape.head_dim, call.group(), shape.head_dim, task.count * call.group(),
                               step.lengths[task.sequence] - tokens + task.first};

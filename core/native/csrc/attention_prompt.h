@@ -22,7 +22,6 @@ namespace core {
 constexpr int64_t kTileKeys = 64;
 constexpr int64_t kChunk = 3 * kLanes;       // rows that are worked on together
 constexpr int64_t kTaskRows = 4 * kChunk;    // rows that share a copy of the keys
-constexpr int64_t kFloats = isa::kWidth / 4;  // lanes of a vector of the processor
 constexpr int kTall = isa::kWidth == 64 ? 8 : 4;
 constexpr float kLog2E = 1.44269504088896341f;
 constexpr float kNothing = -1e30f;  // the maximum of no scores: finite, so that it can be subtracted from itself
@@ -32,6 +31,7 @@ constexpr float kNothing = -1e30f;  // the maximum of no scores: finite, so that
 // queries  [chunks][units of a head][kChunk]
 // keys     [units of a head][kTileKeys]
 // values   [units of the tile][head_dim]
+// key_scales, value_scales  [kTileKeys], of a quantised cache
 // scores   [kTileKeys][kChunk], weights [units of the tile][kChunk]
 // sums     [chunks][head_dim][kChunk]; maxima, totals, newest [chunks][kChunk]
 template <typename T>
@@ -42,6 +42,8 @@ struct PromptScratch {
     queries = parts.take<uint32_t>(rows * units);
     keys = parts.take<uint32_t>(kTileKeys * units);
     values = parts.take<uint32_t>(kTileKeys / kPerUnit<T> * dim);
+    key_scales = parts.take<float>(kTileKeys);
+    value_scales = parts.take<float>(kTileKeys);
     scores = parts.take<float>(kTileKeys * kChunk);
     weights = parts.take<uint32_t>(kTileKeys / kPerUnit<T> * kChunk);
     sums = parts.take<float>(rows * dim);
@@ -51,7 +53,7 @@ struct PromptScratch {
   }
 
   uint32_t *queries, *keys, *values, *weights;
-  float *scores, *sums, *maxima, *totals;
+  float *key_scales, *value_scales, *scores, *sums, *maxima, *totals;
   int32_t* newest;
 };
 
@@ -77,10 +79,10 @@ struct Mask {
   bool needed;
 };
 
-// Scores of V vectors of rows with `keys` keys, and each row's largest.
+// Scores of V vectors of rows with `count` keys, and each row's largest. scales  of the keys, null where they have none
 template <typename T, int V>
-inline void score_rows(const uint32_t* queries, const uint32_t* keys, int64_t units, int64_t count, const Mask& mask,
-                       float* scores, float* largest) {
+inline void score_rows(const uint32_t* queries, const uint32_t* keys, const float* scales, int64_t units,
+                       int64_t count, const Mask& mask, float* scores, float* largest) {
   typedef isa::Ints Ints;
   const isa::Floats hidden = isa::Floats{} - INFINITY;
   const Ints end = Ints{} + static_cast<int32_t>(mask.end);
@@ -89,6 +91,9 @@ inline void score_rows(const uint32_t* queries, const uint32_t* keys, int64_t un
   for (int64_t k = 0; k < count; k += kTall) {
     isa::Floats sums[kTall][V] = {};
     multiply_units<T, V>(queries, keys + k, 1, kTileKeys, units, sums);
+    if (scales != nullptr)
+      for (int i = 0; i < kTall; ++i)
+        for (int v = 0; v < V; ++v) sums[i][v] *= scales[k + i];
     if (mask.needed)
       for (int v = 0; v < V; ++v) {
         const Ints newest = vector_from<Ints>(mask.newest + v * kFloats);
@@ -107,21 +112,24 @@ inline void score_rows(const uint32_t* queries, const uint32_t* keys, int64_t un
   for (int v = 0; v < V; ++v) std::memcpy(largest + v * kFloats, &most[v], sizeof(isa::Floats));
 }
 
-// Scores become weights; `factors` is what earlier sums shrink by. All for 16 rows.
+// Scores become weights, times the scales of the values where they have any; `factors` is what earlier sums shrink by.
+// All for 16 rows.
 template <typename T>
-inline void weigh_rows(const float* scores, int64_t count, float scale, const float* largest, float* maxima,
-                       float* totals, float* factors, uint32_t* weights) {
+inline void weigh_rows(const float* scores, const float* scales, int64_t count, float scale, const float* largest,
+                       float* maxima, float* totals, float* factors, uint32_t* weights) {
   const Vector before = load(maxima), seen = load(largest) * scale;
   const Vector maximum = seen > before ? seen : before;
   const Vector factor = power_of_two<float>(before - maximum);
   Vector total = load(totals) * factor;
   for (int64_t k = 0; k < count; k += kPerUnit<T>) {
-    const Vector even = power_of_two<T>(load(scores + k * kChunk) * scale - maximum);
+    Vector even = power_of_two<T>(load(scores + k * kChunk) * scale - maximum);
     total += even;
+    if (scales != nullptr) even *= scales[k];
     Bits unit = bits_of<Bits>(even);
     if constexpr (kPerUnit<T> == 2) {
-      const Vector odd = power_of_two<T>(load(scores + (k + 1) * kChunk) * scale - maximum);
+      Vector odd = power_of_two<T>(load(scores + (k + 1) * kChunk) * scale - maximum);
       total += odd;
+      if (scales != nullptr) odd *= scales[k + 1];
       unit = pairs_of(even, odd);
     }
     store_bits(weights + k / kPerUnit<T> * kChunk, unit);
@@ -150,7 +158,8 @@ inline void add_values(const uint32_t* weights, const uint32_t* values, int64_t 
 
 // One chunk against one tile. V vectors of the processor at a time; together they hold 16 * SIXTEENS rows.
 template <typename T, int V, int SIXTEENS>
-void attend_chunk(const PromptScratch<T>& scratch, int64_t chunk, int64_t dim, int64_t count, float scale, Mask mask) {
+void attend_chunk(const PromptScratch<T>& scratch, int64_t chunk, int64_t dim, int64_t count, float scale, bool scaled,
+                  Mask mask) {
   const int64_t units = dim / kPerUnit<T>;
   alignas(64) float largest[kChunk], factors[kChunk];
   const uint32_t* queries = scratch.queries + chunk * units * kChunk;
@@ -158,22 +167,24 @@ void attend_chunk(const PromptScratch<T>& scratch, int64_t chunk, int64_t dim, i
   const int32_t* newest = scratch.newest + chunk * kChunk;
   for (int64_t r = 0; r < SIXTEENS * kLanes; r += V * kFloats) {
     mask.newest = newest + r;
-    score_rows<T, V>(queries + r, scratch.keys, units, count, mask, scratch.scores + r, largest + r);
+    score_rows<T, V>(queries + r, scratch.keys, scaled ? scratch.key_scales : nullptr, units, count, mask,
+                     scratch.scores + r, largest + r);
   }
   for (int64_t r = 0; r < SIXTEENS * kLanes; r += kLanes)
-    weigh_rows<T>(scratch.scores + r, count, scale, largest + r, scratch.maxima + chunk * kChunk + r,
-                  scratch.totals + chunk * kChunk + r, factors + r, scratch.weights + r);
+    weigh_rows<T>(scratch.scores + r, scaled ? scratch.value_scales : nullptr, count, scale, largest + r,
+                  scratch.maxima + chunk * kChunk + r, scratch.totals + chunk * kChunk + r, factors + r,
+                  scratch.weights + r);
   for (int64_t r = 0; r < SIXTEENS * kLanes; r += V * kFloats)
     add_values<T, V>(scratch.weights + r, scratch.values, dim, count, factors + r, sums + r);
 }
 
 template <typename T>
 inline void attend_chunk(const PromptScratch<T>& scratch, int64_t chunk, int64_t rows, int64_t dim, int64_t count,
-                         float scale, const Mask& mask) {
+                         float scale, bool scaled, const Mask& mask) {
   constexpr bool wide = isa::kWidth == 64;
-  if (rows > 2 * kLanes) return attend_chunk<T, wide ? 3 : 2, 3>(scratch, chunk, dim, count, scale, mask);
-  if (rows > kLanes) return attend_chunk<T, 2, 2>(scratch, chunk, dim, count, scale, mask);
-  attend_chunk<T, wide ? 1 : 2, 1>(scratch, chunk, dim, count, scale, mask);
+  if (rows > 2 * kLanes) return attend_chunk<T, wide ? 3 : 2, 3>(scratch, chunk, dim, count, scale, scaled, mask);
+  if (rows > kLanes) return attend_chunk<T, 2, 2>(scratch, chunk, dim, count, scale, scaled, mask);
+  attend_chunk<T, wide ? 1 : 2, 1>(scratch, chunk, dim, count, scale, scaled, mask);
 }
 
 // Copies the units of `count` keys and values from position `start`, even, and zeros up to the next multiple of kTall.
@@ -183,10 +194,11 @@ inline int64_t copy_tile(const Pages<T>& pages, int64_t start, int64_t count, co
   const int64_t dim = pages.dim, padded = (count + kTall - 1) / kTall * kTall;
   for (int64_t k = 0, run; k < count; k += run) {
     run = std::min(pages.block_size - (start + k) % pages.block_size, count - k);
-    const uint32_t *keys = pages.keys_at(start + k), *values = pages.values_at(start + k);
+    const auto keys = pages.template keys_at<T>(start + k);
     for (int64_t u = 0; u < dim / kUnit; ++u)
-      std::memcpy(scratch.keys + u * kTileKeys + k, keys + u * pages.block_size, run * kWord);
-    std::memcpy(scratch.values + k / kUnit * dim, values, (run + kUnit - 1) / kUnit * dim * kWord);
+      std::memcpy(scratch.keys + u * kTileKeys + k, keys.from + u * keys.stride, run * kWord);
+    std::memcpy(scratch.values + k / kUnit * dim, pages.template values_at<T>(start + k).from,
+                (run + kUnit - 1) / kUnit * dim * kWord);
   }
   if (count < padded)
     for (int64_t u = 0; u < dim / kUnit; ++u)
@@ -195,6 +207,32 @@ inline int64_t copy_tile(const Pages<T>& pages, int64_t start, int64_t count, co
     for (int64_t d = 0; d < dim; ++d) scratch.values[count / kUnit * dim + d] &= 0xffffu;
   const int64_t used = (count + kUnit - 1) / kUnit;
   std::memset(scratch.values + used * dim, 0, (padded / kUnit - used) * dim * kWord);
+  return padded;
+}
+
+// The same of a quantised cache, whose start is a multiple of 16: units are made of its numbers, and the scales copied,
+// zeros for positions that are not in [first, end). Whatever stands there in memory, units of it are finite.
+template <typename T>
+inline int64_t expand_tile(const Pages<T>& pages, int64_t start, int64_t first, int64_t end,
+                           const PromptScratch<T>& scratch) {
+  constexpr int64_t kStored = kPerUnit<uint8_t>, kMade = Units<T, uint8_t>::kMade;
+  const int64_t dim = pages.dim, padded = (end - start + kTall - 1) / kTall * kTall;
+  const auto put = [](const auto& made, uint32_t* to, int64_t stride) {
+    for (int64_t i = 0; i < kMade; ++i) store_words(to + i * stride, made.unit[i]);
+  };
+  for (int64_t k = 0; k < padded; k += kLanes) {
+    const auto keys = pages.template keys_at<uint8_t>(start + k), values = pages.template values_at<uint8_t>(start + k);
+    for (int64_t r = 0; r < dim / kStored; ++r)
+      for (int64_t lane = 0; lane < kLanes; lane += kFloats)
+        put(keys.at(r, lane), scratch.keys + r * kMade * kTileKeys + k + lane, kTileKeys);
+    for (int64_t r = 0; r < kLanes / kStored; ++r)
+      for (int64_t d = 0; d < dim; d += kFloats)
+        put(values.at(r, d), scratch.values + (k / kStored + r) * kMade * dim + d, dim);
+    const Lanes lanes = {static_cast<int32_t>(std::max<int64_t>(0, first - start - k)),
+                         static_cast<int32_t>(std::min<int64_t>(kLanes, end - start - k))};
+    store(scratch.key_scales + k, lanes.only(load(pages.key_scales(start + k)), 0.0f));
+    store(scratch.value_scales + k, lanes.only(load(pages.value_scales(start + k)), 0.0f));
+  }
   return padded;
 }
 
@@ -244,16 +282,18 @@ void attend_prompt(const PromptRows<T>& rows, const Pages<T>& pages, int64_t win
   load_rows(rows, scratch);
   const int64_t end = rows.position(rows.count - 1) + 1;
   const int64_t oldest_seen = window > 0 ? std::max<int64_t>(0, rows.context - window + 1) : 0;
-  const int64_t begin = oldest_seen / kPerUnit<T> * kPerUnit<T>;  // what it shares a unit with is masked
+  const int64_t together = pages.quantized ? kLanes : kPerUnit<T>;
+  const int64_t begin = oldest_seen / together * together;  // what it is copied with is masked
   for (int64_t start = begin, next; start < end; start = next) {
     next = std::min((start / kTileKeys + 1) * kTileKeys, end);
-    const int64_t tile = next - start, padded = copy_tile(pages, start, tile, scratch);
+    const int64_t tile = next - start, padded = pages.quantized ? expand_tile(pages, start, oldest_seen, next, scratch)
+                                                                : copy_tile(pages, start, tile, scratch);
     for (int64_t first = 0; first < rows.count; first += kChunk) {
       const int64_t count = std::min(kChunk, rows.count - first);
       const int64_t oldest = rows.position(first), newest = rows.position(first + count - 1);
       if (start > newest || (window > 0 && next <= oldest - window + 1)) continue;
       const bool masked = padded != tile || next - 1 > oldest || (window > 0 && start <= newest - window);
-      attend_chunk(scratch, first / kChunk, count, rows.dim, padded, scale * kLog2E,
+      attend_chunk(scratch, first / kChunk, count, rows.dim, padded, scale * kLog2E, pages.quantized,
                    Mask{nullptr, start, next, window, masked});
     }
   }

@@ -62,13 +62,11 @@ void attend_step(const AttentionShape& shape, const Step& step, const Cache& cac
 template <typename T>
 void write_rows(const AttentionShape& shape, const Step& step, const Cache& cache, const T* key, int64_t key_stride,
                 const T* value, int64_t value_stride) {
-  const int64_t dim = shape.head_dim, head_size = cache.num_blocks * shape.block_size * dim;
+  const int64_t dim = shape.head_dim;
   each_row(step.rows, 2 * shape.kv_heads * dim, [&](int64_t row) {
-    for (int64_t head = 0; head < shape.kv_heads; ++head) {
-      const int64_t offset = head * head_size;
-      store_token(static_cast<T*>(cache.keys) + offset, static_cast<T*>(cache.values) + offset, step.slots[row],
-                  shape.block_size, dim, key + row * key_stride + head * dim, value + row * value_stride + head * dim);
-    }
+    for (int64_t head = 0; head < shape.kv_heads; ++head)
+      store_token(shape, cache, head, step.slots[row], key + row * key_stride + head * dim,
+                  value + row * value_stride + head * dim);
   });
 }
 

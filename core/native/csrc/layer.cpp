@@ -24,14 +24,14 @@ int64_t largest_prepared(const DecoderLayer& layer, int64_t rows) {
   return bytes;
 }
 
-// One thread's own memory.
+// One thread's own memory. rows: the fewest of any product.
 template <typename T>
 struct Own {
   Own(Parts& parts, const DecoderLayer& layer, int64_t rows)
       : attention(parts, layer.attention),
         normed(parts.take<T>(kFewRows * layer.hidden)),
         query(parts.take<T>(layer.attention.heads * layer.attention.head_dim)),
-        prepared(parts.take<char>(rows > kFewRows ? 0 : largest_prepared(layer, rows))) {}
+        prepared(parts.take<char>(rows > kFewRows ? 0 : largest_prepared(layer, kFewRows))) {}
 
   AttentionScratch<T> attention;
   T* normed;
@@ -39,10 +39,10 @@ struct Own {
   char* prepared;
 };
 
-// Memory of one call, that its threads share.
+// Memory of one call, that its threads share. picked: how many rows are picked out.
 template <typename T>
 struct Shared {
-  Shared(Parts& parts, const DecoderLayer& layer, const Step& step) {
+  Shared(Parts& parts, const DecoderLayer& layer, const Step& step, int64_t picked) {
     const AttentionShape& shape = layer.attention;
     const int64_t rows = step.rows, width = shape.heads * shape.head_dim;
     stream = parts.take<T>(kFewRows * layer.hidden);
@@ -54,9 +54,11 @@ struct Shared {
     prepared = parts.take<char>(rows > kFewRows ? largest_prepared(layer, rows) : 0);
     partials = parts.take<float>(partials_floats(shape, step));
     finished = parts.take<std::atomic<int32_t>>(step.num_partials * shape.kv_heads);
+    picked_attended = parts.take<T>(picked * width);
+    picked_stream = parts.take<T>(picked * layer.hidden);
   }
 
-  T *stream, *normed, *qkv, *attended, *projected, *gated;
+  T *stream, *normed, *qkv, *attended, *projected, *gated, *picked_attended, *picked_stream;
   char* prepared;
   float* partials;
   std::atomic<int32_t>* finished;
@@ -71,6 +73,10 @@ struct LayerCall {
   T* x;
   T* residual;
   T* stream;
+  Wanted wanted;
+
+  int64_t results() const { return wanted.all() ? step.rows : wanted.count; }
+  int64_t picked() const { return wanted.all() ? 0 : wanted.count; }
 };
 
 // x as `linear` multiplies it. Few rows are prepared by every thread for itself; x may then be its own.
@@ -91,8 +97,8 @@ const void* prepare_rows(Team& team, const Linear& linear, const T* x, int64_t r
 // summed by every thread and kept by the first, so `total` must then be neither `x` nor `stream`.
 template <typename T>
 const void* add_and_norm(Team& team, const T* x, const T* stream, T* total, const void* weight, const Linear& linear,
-                         const LayerCall<T>& call, const Shared<T>& shared, const Own<T>& own) {
-  const int64_t rows = call.step.rows, hidden = call.layer.hidden;
+                         int64_t rows, const LayerCall<T>& call, const Shared<T>& shared, const Own<T>& own) {
+  const int64_t hidden = call.layer.hidden;
   const bool few = rows <= kFewRows;
   T* normed = few ? own.normed : shared.normed;
   const auto norm_row = [&](int64_t row, T* sum) {
@@ -144,11 +150,11 @@ void rotate_queries(const LayerCall<T>& call, int64_t row, int64_t head, const T
 template <typename T>
 void write_cache(const LayerCall<T>& call, int64_t row, int64_t head, const T* qkv) {
   const AttentionShape& shape = call.layer.attention;
-  const int64_t dim = shape.head_dim, offset = head * call.cache.num_blocks * shape.block_size * dim;
+  const int64_t dim = shape.head_dim;
   T key[kMaxHeadDim];
   rotate_head(call, call.layer.key_norm, row, qkv + (shape.heads + head) * dim, key);
-  store_token(static_cast<T*>(call.cache.keys) + offset, static_cast<T*>(call.cache.values) + offset,
-              call.step.slots[row], shape.block_size, dim, key, qkv + (shape.heads + shape.kv_heads + head) * dim);
+  store_token(shape, call.cache, head, call.step.slots[row], key,
+              qkv + (shape.heads + shape.kv_heads + head) * dim);
 }
 
 // From projections to attended rows. One decode on its own needs no barrier between writing and reading: the task
@@ -159,7 +165,7 @@ void rotate_and_attend(Team& team, const LayerCall<T>& call, const Shared<T>& sh
   const Step& step = call.step;
   const int64_t width = call.layer.qkv->outputs, kv_heads = shape.kv_heads, group = shape.heads / kv_heads;
   const AttentionCall<T> attention = {shape, step,     call.cache,      shared.qkv, width, shared.attended,
-                                      shared.partials, shared.finished};
+                                      shared.partials, shared.finished, call.wanted};
   if (step.rows == 1 && step.num_decodes == 1) {
     team.each(step.num_tasks * kv_heads, [&](int64_t i) {
       const Task& task = step.tasks[i / kv_heads];
@@ -179,43 +185,62 @@ void rotate_and_attend(Team& team, const LayerCall<T>& call, const Shared<T>& sh
       }
   });
   team.wait();
-  attend(team, attention, own.attention);
+  if (call.results() > 0) attend(team, attention, own.attention);
+}
+
+// Of attended rows and of the stream, those that the rest of the layer goes on with.
+template <typename T>
+void pick(Team& team, const LayerCall<T>& call, const T* stream, const Shared<T>& shared) {
+  const int64_t width = call.layer.attention.heads * call.layer.attention.head_dim, hidden = call.layer.hidden;
+  team.each(call.wanted.count, [&](int64_t i) {
+    const int64_t row = call.wanted.rows[i];
+    std::memcpy(shared.picked_attended + i * width, shared.attended + row * width, width * sizeof(T));
+    std::memcpy(shared.picked_stream + i * hidden, stream + row * hidden, hidden * sizeof(T));
+  });
+  team.wait();
 }
 
 template <typename T>
 void run_layer(Team& team, const LayerCall<T>& call, const Shared<T>& shared, const Own<T>& own) {
   const DecoderLayer& layer = call.layer;
-  const int64_t rows = call.step.rows;
+  const int64_t rows = call.step.rows, results = call.results();
   // Where the stream is between the two additions.
   T* middle = call.residual == nullptr ? call.x : rows <= kFewRows ? shared.stream : call.stream;
   const void* input =
-      add_and_norm<T>(team, call.x, call.residual, middle, layer.input_norm, *layer.qkv, call, shared, own);
+      add_and_norm<T>(team, call.x, call.residual, middle, layer.input_norm, *layer.qkv, rows, call, shared, own);
   multiply(team, *layer.qkv, input, rows, shared.qkv);
   team.wait();
   rotate_and_attend(team, call, shared, own);
+  if (results == 0) return;
   team.wait();
-  project<T>(team, *layer.output, shared.attended, rows, shared.projected, shared, own);
+  const T* attended = shared.attended;
+  if (!call.wanted.all()) {
+    pick(team, call, middle, shared);
+    attended = shared.picked_attended, middle = shared.picked_stream;
+  }
+  project<T>(team, *layer.output, attended, results, shared.projected, shared, own);
   team.wait();
-  input = add_and_norm<T>(team, shared.projected, middle, call.stream, layer.mlp_norm, *layer.gate_up, call, shared,
-                          own);
-  multiply(team, *layer.gate_up, input, rows, shared.gated);
+  input = add_and_norm<T>(team, shared.projected, middle, call.stream, layer.mlp_norm, *layer.gate_up, results, call,
+                          shared, own);
+  multiply(team, *layer.gate_up, input, results, shared.gated);
   team.wait();
-  project<T>(team, *layer.down, shared.gated, rows, call.x, shared, own);
+  project<T>(team, *layer.down, shared.gated, results, call.x, shared, own);
 }
 
 template <typename T>
 void decoder_layer(const LayerCall<T>& call) {
+  const int64_t fewest = std::min(call.step.rows, call.results());
   Parts shared_size(nullptr), own_size(nullptr);
-  Shared<T>(shared_size, call.layer, call.step);
-  Own<T>(own_size, call.layer, call.step.rows);
+  Shared<T>(shared_size, call.layer, call.step, call.picked());
+  Own<T>(own_size, call.layer, fewest);
   char* memory = static_cast<char*>(workspace().at_least(shared_size.used() + threads_at_most() * own_size.used()));
   Parts parts(memory);
-  const Shared<T> shared(parts, call.layer, call.step);
+  const Shared<T> shared(parts, call.layer, call.step, call.picked());
   for (int64_t i = 0; i < call.step.num_partials * call.layer.attention.kv_heads; ++i)
     shared.finished[i].store(0, std::memory_order_relaxed);
   together([&](Team& team) {
     Parts rest(memory + shared_size.used() + team.rank * own_size.used());
-    run_layer(team, call, shared, Own<T>(rest, call.layer, call.step.rows));
+    run_layer(team, call, shared, Own<T>(rest, call.layer, fewest));
   });
 }
 
@@ -223,14 +248,16 @@ void decoder_layer(const LayerCall<T>& call) {
 }  // namespace core
 
 // x [rows, hidden] is what the layer before added, and is overwritten with what this one adds. The residual stream
-// comes in `residual`, null in the first layer, and goes to `stream`, which may be the same memory.
+// comes in `residual`, null in the first layer, and goes to `stream`, which may be the same memory. Only the rows in
+// `wanted` get there, in its order, from row 0 on; null: all. They are distinct.
 extern "C" void core_decoder_layer(const core::DecoderLayer* layer, const core::Step* step, const core::Cache* cache,
-                                   void* x, void* residual, void* stream) {
+                                   void* x, void* residual, void* stream, const int64_t* wanted, int64_t count) {
   if (step->rows == 0) return;
+  const core::Wanted rows = core::wanted_rows(wanted, count, step->rows);
   const auto run = [&](auto zero) {
     typedef decltype(zero) T;
     core::decoder_layer<T>(
-        {*layer, *step, *cache, static_cast<T*>(x), static_cast<T*>(residual), static_cast<T*>(stream)});
+        {*layer, *step, *cache, static_cast<T*>(x), static_cast<T*>(residual), static_cast<T*>(stream), rows});
   };
   if (layer->attention.dtype == core::kModelBfloat16)
     run(core::bfloat16());

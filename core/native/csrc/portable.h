@@ -36,13 +36,29 @@ inline Ints dot_signed(Ints acc, const Words& weights, const Words& x) {
   return acc;
 }
 
-// float16 to float.
-template <typename Floats, typename Words>
-inline Floats widen_halves(const Words& halves) {
-  const Words magnitude = (halves & 0x7fffu) << 13;
-  const Words scaled = bits_of<Words>(bits_of<Floats>(magnitude) * 0x1p112f);  // from a bias of 15 to one of 127
-  const Words finite = bits_of<Words>(magnitude < 0x0f800000u);  // others are infinite, or no numbers
-  return bits_of<Floats>((finite & scaled) | (~finite & (magnitude | 0x7f800000u)) | ((halves & 0x8000u) << 16));
+// As many float16 as a vector has floats, to float. Those below float16's normal range are made from whole numbers:
+// as floats of the same bits they would be zero to a processor that flushes what is too small.
+template <int kBytes>
+inline typename Types<kBytes>::Floats widen_halves(const uint16_t* from) {
+  typedef typename Types<kBytes>::Floats Floats;
+  typedef typename Types<kBytes>::Ints Ints;
+  typedef typename Types<kBytes>::Words Words;
+  typedef uint16_t Narrow __attribute__((vector_size(kBytes / 2)));
+  Narrow narrow;
+  std::memcpy(&narrow, from, sizeof(narrow));
+  const Words halves = __builtin_convertvector(narrow, Words), magnitude = halves & 0x7fffu;
+  const Words rebased = (magnitude << 13) + (112u << 23);                       // from a bias of 15 to one of 127
+  const Words infinite = bits_of<Words>(magnitude >= 0x7c00u) & (112u << 23);   // no numbers, too: the largest exponent
+  const Words small = bits_of<Words>(__builtin_convertvector(bits_of<Ints>(magnitude), Floats) * 0x1p-24f);
+  const Words is_small = bits_of<Words>(magnitude < 0x0400u);
+  const Words chosen = (is_small & small) | (~is_small & (rebased + infinite));
+  return bits_of<Floats>(chosen | ((halves & 0x8000u) << 16));
+}
+
+inline Halves to_bfloat16(const Vector& v) {
+  bfloat16 narrowed[kLanes];
+  store(narrowed, v);
+  return bits_of<Halves>(narrowed);
 }
 
 }  // namespace portable

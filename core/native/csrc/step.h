@@ -12,14 +12,15 @@ enum Dtype : int32_t { kModelFloat32 = 0, kModelBfloat16 = 1 };
 
 // The attention of one layer. Mirrored by core/native/attention.py.
 //
-// window  a token sees itself and the window - 1 tokens before it; 0: all before it
+// window     a token sees itself and the window - 1 tokens before it; 0: all before it
+// quantized  whether keys and values are kept in int8, with a scale for each; see pages.h
 struct AttentionShape {
   int32_t dtype;
   float scale;
-  int64_t heads, kv_heads, head_dim, block_size, window;
+  int64_t heads, kv_heads, head_dim, block_size, window, quantized;
 };
 
-// One layer's cache, keys and values alike [kv_heads, num_blocks, block_size, head_dim].
+// One layer's cache, keys and values alike [kv_heads, num_blocks] of the blocks that pages.h describes.
 struct Cache {
   void* keys;
   void* values;

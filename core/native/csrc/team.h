@@ -5,9 +5,15 @@
 #include <atomic>
 #include <cstdint>
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
+// The pool of threads is that of the OpenMP library that torch has loaded. Its functions are called by their names,
+// which the libraries of GNU and LLVM share: a compiler would turn pragmas into calls of its own library.
+extern "C" {
+int omp_get_max_threads();
+int omp_get_num_threads();
+int omp_get_thread_num();
+void GOMP_parallel(void (*work)(void*), void* argument, unsigned threads, unsigned flags);
+void GOMP_barrier();
+}
 
 namespace core {
 
@@ -37,9 +43,7 @@ class Team {
   }
 
   // Returns once every member is here: what they have written can be read.
-  void wait() {
-#pragma omp barrier
-  }
+  void wait() { GOMP_barrier(); }
 
  private:
   Phases& phases_;
@@ -49,17 +53,17 @@ class Team {
 // Runs work(team) on every thread of the pool, and returns when all have.
 template <typename F>
 void together(F work) {
-  Phases phases;
-#ifdef _OPENMP
-#pragma omp parallel
-  {
-    Team team(phases, omp_get_thread_num(), omp_get_num_threads());
-    work(team);
-  }
-#else
-  Team team(phases, 0, 1);
-  work(team);
-#endif
+  struct Call {
+    F& work;
+    Phases phases;
+  };
+  Call call{work, {}};
+  const auto run = [](void* argument) {
+    Call& shared = *static_cast<Call*>(argument);
+    Team team(shared.phases, omp_get_thread_num(), omp_get_num_threads());
+    shared.work(team);
+  };
+  GOMP_parallel(run, &call, 0, 0);
 }
 
 }  // namespace core

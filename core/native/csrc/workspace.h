@@ -7,9 +7,7 @@
 #include <cstdlib>
 #include <new>
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
+#include "team.h"
 
 namespace core {
 
@@ -65,12 +63,6 @@ inline Workspace& workspace() {
 }
 
 // No call has more threads than this.
-inline int threads_at_most() {
-#ifdef _OPENMP
-  return omp_get_max_threads();
-#else
-  return 1;
-#endif
-}
+inline int threads_at_most() { return omp_get_max_threads(); }
 
 }  // namespace core

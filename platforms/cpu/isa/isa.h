@@ -91,10 +91,7 @@ inline Floats widen_halves(const uint16_t* from) {
 #elif defined(__aarch64__) && defined(__ARM_NEON)
   return bits_of<Floats>(vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(from))));
 #else
-  typedef uint16_t Narrow __attribute__((vector_size(kWidth / 2)));
-  Narrow narrow;
-  std::memcpy(&narrow, from, sizeof(narrow));
-  return portable::widen_halves<Floats>(__builtin_convertvector(narrow, Words));
+  return portable::widen_halves<kWidth>(from);
 #endif
 }
 
@@ -102,9 +99,7 @@ inline Halves to_bfloat16(const Vector& v) {
 #if defined(__AVX512BF16__)
   return bits_of<Halves>(_mm512_cvtneps_pbh(v));
 #else
-  bfloat16 narrowed[kLanes];
-  store(narrowed, v);
-  return bits_of<Halves>(narrowed);
+  return portable::to_bfloat16(v);
 #endif
 }
 

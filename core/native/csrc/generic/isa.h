@@ -33,18 +33,9 @@ inline Ints dot_nibbles(const Ints& acc, const Words& weights, const Words& x) {
 }
 
 // As many float16 as a vector has floats, to float.
-inline Floats widen_halves(const uint16_t* from) {
-  typedef uint16_t Narrow __attribute__((vector_size(kWidth / 2)));
-  Narrow narrow;
-  std::memcpy(&narrow, from, sizeof(narrow));
-  return portable::widen_halves<Floats>(__builtin_convertvector(narrow, Words));
-}
+inline Floats widen_halves(const uint16_t* from) { return portable::widen_halves<kWidth>(from); }
 
-inline Halves to_bfloat16(const Vector& v) {
-  bfloat16 narrowed[kLanes];
-  store(narrowed, v);
-  return bits_of<Halves>(narrowed);
-}
+inline Halves to_bfloat16(const Vector& v) { return portable::to_bfloat16(v); }
 
 }  // namespace isa
 }  // namespace core
