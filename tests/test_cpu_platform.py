@@ -1,6 +1,9 @@
 """The cpu platform: C++ kernels where they can be compiled, torch in their place where they cannot."""
 
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -86,3 +89,28 @@ def test_attention_in_cpp_conforms_at_other_block_sizes(dtype: str, block_size: 
     results = list(check_attention(PLATFORM, DEVICE, dtype, block_size))
     assert results
     assert [str(result) for result in results if result.problem] == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, len(os.sched_getaffinity(0))),
+        ({"OMP_PROC_BIND": "true", "OMP_PLACES": "cores"}, None),
+        ({"OMP_NUM_THREADS": "1"}, 1),
+    ],
+)
+def test_threads_that_the_environment_describes_are_left_as_they_are(
+    variables: dict[str, str], expected: int | None
+) -> None:
+    """A thread that the environment bound to a core has only that one, but the pool has them all."""
+    program = (
+        "import torch; before = torch.get_num_threads(); "
+        "from platforms.cpu.execution import PinnedExecution; PinnedExecution().set_up(); "
+        "print(before, torch.get_num_threads())"
+    )
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
+    ran = subprocess.run(
+        [sys.executable, "-c", program], env=kept | variables, capture_output=True, text=True, check=True
+    )
+    before, after = map(int, ran.stdout.split())
+    assert after == (before if expected is None else expected)

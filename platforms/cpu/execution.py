@@ -23,10 +23,11 @@ class PinnedExecution(Execution):
     def set_up(self) -> None:
         _keep_freed_memory()
         cores = sorted(os.sched_getaffinity(0))
-        if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() != len(cores):
+        bound = "OMP_PROC_BIND" in os.environ  # then this thread may have no more than its own core
+        if not bound and "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() != len(cores):
             torch.set_num_threads(len(cores))
         torch.set_flush_denormal(True)  # as the threads that start now inherit it; see `wrap`
-        if "OMP_PROC_BIND" not in os.environ and torch.get_num_threads() == len(cores) > 1:
+        if not bound and torch.get_num_threads() == len(cores) > 1:
             _pin(cores)
         torch.set_flush_denormal(False)
 
