@@ -56,11 +56,13 @@ def doctor(
 
 def examine() -> Iterator[Finding]:
     """Every finding, the foundations first."""
+    from core.native.cores import available_cores
+
     yield torch_build()
     yield openmp()
     yield compiler()
     yield from kernels()
-    yield threads(len(os.sched_getaffinity(0)), os.environ.get("OMP_NUM_THREADS"), cpu_quota(CPU_QUOTA))
+    yield threads(len(available_cores()), os.environ.get("OMP_NUM_THREADS"), cpu_quota(CPU_QUOTA))
     yield memory()
     yield huge_pages(HUGE_PAGES)
 

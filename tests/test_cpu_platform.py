@@ -15,6 +15,7 @@ from core.conformance.attention import check_attention
 from core.conformance.kernels import check_kernels
 from core.contracts.attention import AttentionSpec
 from core.native.attention import NativeAttention
+from core.native.cores import available_cores, hardware_threads, one_of_each_core
 from core.native.library import native_library
 from platforms.cpu.attention import TorchAttention
 from platforms.cpu.isa.levels import chosen_build
@@ -94,7 +95,7 @@ def test_attention_in_cpp_conforms_at_other_block_sizes(dtype: str, block_size: 
 @pytest.mark.parametrize(
     ("variables", "expected"),
     [
-        ({}, len(os.sched_getaffinity(0))),
+        ({}, len(available_cores())),
         ({"OMP_PROC_BIND": "true", "OMP_PLACES": "cores"}, None),
         ({"OMP_NUM_THREADS": "1"}, 1),
     ],
@@ -105,7 +106,7 @@ def test_threads_that_the_environment_describes_are_left_as_they_are(
     """A thread that the environment bound to a core has only that one, but the pool has them all."""
     program = (
         "import torch; before = torch.get_num_threads(); "
-        "from platforms.cpu.execution import PinnedExecution; PinnedExecution().set_up(); "
+        "from core.native.execution import PinnedExecution; PinnedExecution().set_up(); "
         "print(before, torch.get_num_threads())"
     )
     kept = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
@@ -114,3 +115,17 @@ def test_threads_that_the_environment_describes_are_left_as_they_are(
     )
     before, after = map(int, ran.stdout.split())
     assert after == (before if expected is None else expected)
+
+
+@pytest.mark.parametrize(
+    ("allowed", "expected"),
+    [({0, 1, 2, 3}, [0, 1]), ({2, 3}, [2, 3]), ({0, 2}, [0]), ({1, 2, 3}, [1, 2]), ({5}, [5])],
+)
+def test_hardware_threads_of_one_core_count_once(allowed: set[int], expected: list[int]) -> None:
+    assert one_of_each_core(allowed, lambda cpu: {cpu % 2, cpu % 2 + 2, cpu}) == expected
+
+
+def test_every_processor_shares_its_core_at_least_with_itself() -> None:
+    for cpu in os.sched_getaffinity(0):
+        assert cpu in hardware_threads(cpu)
+    assert hardware_threads(10**6) == {10**6}

@@ -5,6 +5,8 @@ csrc/         the sources, in the compiler's own vector types; csrc/generic/isa.
 toolchain.py  compiles them once per machine and keeps the library in the cache
 library.py    loads the library beside torch
 platform.py   what the platforms that use them have in common
+cores.py      which processors to use: one of each core
+execution.py  a thread for each of them, pinned
 
 Used by platforms, each with flags and headers of its own. Names no processor.
 """

@@ -5,7 +5,6 @@ only once a platform is chosen.
 """
 
 import importlib.util
-import os
 import platform as host
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -14,10 +13,12 @@ from typing import TYPE_CHECKING
 from core.contracts.platform import Capabilities, Defaults, Device, Platform, Probe
 from core.contracts.quantization import FORMATS
 from core.errors import UnsupportedShape
+from core.native.cores import available_cores
 from core.native.toolchain import NativeBuild, obtainable
 
 if TYPE_CHECKING:
     from core.contracts.attention import Attention, AttentionSpec
+    from core.contracts.execution import Execution
     from core.contracts.kernels import Implementation
     from core.contracts.model import ModelDescription
 
@@ -33,8 +34,8 @@ class NativePlatform(Platform):
     def probe(self) -> Probe:
         if importlib.util.find_spec("torch") is None:
             return Probe(available=False, reason="torch is not installed")
-        count = len(os.sched_getaffinity(0))
-        name = f"{host.machine()}, {count} hardware thread{'s' if count != 1 else ''}"
+        count = len(available_cores())
+        name = f"{host.machine()}, {count} core{'s' if count != 1 else ''}"
         return Probe(available=True, reason=name, devices=(Device(name=name, torch_device="cpu"),))
 
     def capabilities(self, device: Device) -> Capabilities:
@@ -68,6 +69,11 @@ class NativePlatform(Platform):
         from core.native.library import native_library
 
         return implementations(native_library(self._build()))
+
+    def execution(self, device: Device) -> "Execution":
+        from core.native.execution import PinnedExecution
+
+        return PinnedExecution()
 
     def _build(self) -> NativeBuild:
         return next(iter(self.native_builds().values()))

@@ -4,7 +4,6 @@ platform.py   what it is and can do
 kernels.py    what stands in for the C++ kernels: packed linear layers and the gated MLP
 attention.py  paged attention on torch operations, where there are no C++ kernels
 isa/          how the C++ kernels use this processor's instructions
-execution.py  one thread per physical core, pinned
 """
 
 from core import hookimpl

@@ -10,7 +10,6 @@ from core.native.platform import NativePlatform
 
 if TYPE_CHECKING:
     from core.contracts.attention import Attention, AttentionSpec
-    from core.contracts.execution import Execution
     from core.contracts.kernels import Implementation
     from core.native.toolchain import NativeBuild
 
@@ -42,11 +41,6 @@ class CpuPlatform(NativePlatform):
         from platforms.cpu.kernels import torch_kernels
 
         return {**torch_kernels(), **super().kernels(device)}
-
-    def execution(self, device: Device) -> "Execution":
-        from platforms.cpu.execution import PinnedExecution
-
-        return PinnedExecution()
 
     def native_builds(self) -> "Mapping[str, NativeBuild]":
         from platforms.cpu.isa.levels import builds

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from core.contracts.execution import Execution, Forward
+from core.native.cores import available_cores
 
 
 class PinnedExecution(Execution):
@@ -22,7 +23,7 @@ class PinnedExecution(Execution):
 
     def set_up(self) -> None:
         _keep_freed_memory()
-        cores = sorted(os.sched_getaffinity(0))
+        cores = available_cores()
         bound = "OMP_PROC_BIND" in os.environ  # then this thread may have no more than its own core
         if not bound and "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() != len(cores):
             torch.set_num_threads(len(cores))
