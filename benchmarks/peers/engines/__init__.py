@@ -49,6 +49,18 @@ class Engine(Protocol):
     def close(self) -> None: ...
 
 
+class InProcess:
+    """What engines have in common that run in this very process."""
+
+    def peak_rss_mb(self) -> int:
+        """The peak of this process or of its largest child that has ended."""
+        kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+        return max(resource.getrusage(kind).ru_maxrss for kind in kinds) // 1024
+
+    def close(self) -> None:
+        """The process ends after this, and the engine with it."""
+
+
 class Adapter(Protocol):
     """The functions of a module of this package."""
 
@@ -72,12 +84,6 @@ def adapter(name: str) -> Adapter:
 def pinned(threads: int) -> dict[str, str]:
     """A core for each OpenMP thread, for engines that do not see to it themselves."""
     return {"OMP_PROC_BIND": "true", "OMP_PLACES": "cores", "OMP_NUM_THREADS": str(threads)}
-
-
-def peak_rss_mb() -> int:
-    """The peak of this process or of its largest child that has ended."""
-    kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    return max(resource.getrusage(kind).ru_maxrss for kind in kinds) // 1024
 
 
 def only(options: dict[str, Any], *known: str) -> dict[str, Any]:

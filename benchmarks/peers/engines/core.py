@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from engines import Settings, peak_rss_mb, pinned
+from engines import InProcess, Settings, pinned
 
 LONGEST = 4096
 
@@ -24,7 +24,7 @@ def keywords(settings: Settings) -> dict[str, Any]:
     return chosen | settings.options
 
 
-class _Engine:
+class _Engine(InProcess):
     def __init__(self, settings: Settings) -> None:
         import core
 
@@ -42,9 +42,6 @@ class _Engine:
         params = self._params(temperature=0, max_tokens=num_new, ignore_eos=True)
         outputs = self._llm.generate(prompts, params, use_tqdm=False)
         return [list(output.outputs[0].token_ids) for output in outputs]
-
-    def peak_rss_mb(self) -> int:
-        return peak_rss_mb()
 
     def close(self) -> None:
         self._llm.shutdown()

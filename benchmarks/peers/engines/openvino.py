@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from engines import Settings, only, peak_rss_mb, pinned
+from engines import InProcess, Settings, only, pinned
 
 
 def environment(settings: Settings) -> dict[str, str]:
@@ -35,7 +35,7 @@ def pipeline(settings: Settings) -> Any:
     return openvino_genai.ContinuousBatchingPipeline(settings.model, scheduler, "CPU", properties, {})
 
 
-class _Engine:
+class _Engine(InProcess):
     def __init__(self, settings: Settings) -> None:
         import openvino_genai
 
@@ -53,12 +53,6 @@ class _Engine:
         tensors = [openvino.Tensor(np.array([prompt], dtype=np.int64)) for prompt in prompts]
         outputs = self._pipeline.generate(tensors, [config] * len(prompts))
         return [list(output.m_generation_ids[0]) for output in outputs]
-
-    def peak_rss_mb(self) -> int:
-        return peak_rss_mb()
-
-    def close(self) -> None:
-        """The process ends after this, and the engine with it."""
 
 
 def load(settings: Settings) -> _Engine:

@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from engines import Settings, only, peak_rss_mb
+from engines import InProcess, Settings, only
 
 LONGEST = 4096
 
@@ -26,7 +26,7 @@ def _options(settings: Settings) -> dict[str, Any]:
     return {"eager": True, "max_num_seqs": 64} | only(settings.options, "eager", "max_num_seqs")
 
 
-class _Engine:
+class _Engine(InProcess):
     def __init__(self, settings: Settings) -> None:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the clock and the engine in one process
         import vllm
@@ -49,12 +49,6 @@ class _Engine:
         wrapped = [self._prompt(prompt_token_ids=prompt) for prompt in prompts]
         outputs = self._llm.generate(wrapped, params, use_tqdm=False)
         return [list(output.outputs[0].token_ids) for output in outputs]
-
-    def peak_rss_mb(self) -> int:
-        return peak_rss_mb()
-
-    def close(self) -> None:
-        """The process ends after this, and the engine with it."""
 
 
 def load(settings: Settings) -> _Engine:
