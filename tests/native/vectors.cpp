@@ -1,8 +1,9 @@
-// vector.h, isa.h and team.h: conversions to the bit, the exponential, and every task done once.
+// vector.h, isa.h, exponential.h and team.h: conversions to the bit, powers, and every task done once.
 
 #include <atomic>
 
 #include "check.h"
+#include "exponential.h"
 #include "isa.h"
 #include "team.h"
 
@@ -90,16 +91,43 @@ static void halves(const std::string& name, Widen* widen) {
   report("float16 to float, " + name + ", while small numbers are flushed", wrong_flushed, 0);
 }
 
-static void exponentials() {
-  double largest = 0;
-  for (float x = -86.0f; x < 88.0f; x += 0.37f) {
-    const core::Vector v = core::exponential(core::Vector{} + x);
-    // The argument is rounded once more on its way: its error grows with it.
-    const double units = (4 + std::fabs(x)) * std::ldexp(1.0, -24);
-    for (int i = 0; i < kLanes; i++) largest = std::fmax(largest, std::fabs(v[i] / std::exp(double{x}) - 1) / units);
+template <typename T>
+static void powers(const std::string& name, double roundings, double silu_roundings) {
+  const double unit = sizeof(T) == sizeof(float) ? std::ldexp(1.0, -24) : std::ldexp(1.0, -9);
+  double largest = 0, largest_silu = 0;
+  for (float x = -126.0f; x < 126.9f; x += 0.37f) {
+    const core::Vector power = core::power_of_two<T>(core::Vector{} + x), silu = core::silu<T>(core::Vector{} + x);
+    // The argument of e^x is rounded on its way: its error grows with it.
+    const double right = x / (1 + std::exp(-double{x})), allowed = unit + std::fabs(x) * std::ldexp(1.0, -24);
+    for (int i = 0; i < kLanes; i++) {
+      largest = std::fmax(largest, std::fabs(power[i] / std::exp2(double{x}) - 1) / unit);
+      if (x > -87) largest_silu = std::fmax(largest_silu, std::fabs(silu[i] / right - 1) / allowed);
+    }
   }
-  report("exponential, in roundings of the argument", largest, 1.5);
-  report("exponential of -inf", std::fabs(core::exponential(core::Vector{} - HUGE_VALF)[3]), 1e-37);
+  report("powers of two for " + name + ", in roundings", largest, roundings);
+  report("silu for " + name + ", in roundings", largest_silu, silu_roundings);
+  report("2^-inf for " + name, std::fabs(core::power_of_two<T>(core::Vector{} - HUGE_VALF)[3]), 0);
+  report("silu far down, for " + name, std::fabs(core::silu<T>(core::Vector{} - 1e6f)[3]), 1e-30);
+  const bool kept = std::isnan(core::power_of_two<T>(core::Vector{} + NAN)[3]) &&
+                    std::isnan(core::silu<T>(core::Vector{} + NAN)[3]);
+  report("no number stays none, for " + name, kept ? 0 : 1, 0);
+}
+
+static void pairs() {
+  Random random(5);
+  double largest = 0;
+  for (int round = 0; round < 1000; round++) {
+    core::Vector even{}, odd{};
+    for (int i = 0; i < kLanes; i++) even[i] = random.next() * 100, odd[i] = random.next() * 100;
+    const core::Bits made = core::isa::to_pairs(even, odd);
+    for (int i = 0; i < kLanes; i++) {
+      const float low = core::widen(core::bfloat16{static_cast<uint16_t>(made[i])});
+      const float high = core::widen(core::bfloat16{static_cast<uint16_t>(made[i] >> 16)});
+      largest = std::fmax(largest, std::fabs(low / even[i] - 1));
+      largest = std::fmax(largest, std::fabs(high / odd[i] - 1));
+    }
+  }
+  report("pairs of bfloat16", largest, std::ldexp(1.0, -8));
 }
 
 static void sums() {
@@ -130,7 +158,9 @@ void vectors() {
   conversions();
   halves("this instruction set", core::isa::widen_halves);
   halves("in vector types alone", core::portable::widen_halves<core::isa::kWidth>);
-  exponentials();
+  powers<float>("float", 4, 4);
+  powers<core::bfloat16>("bfloat16", 0.1, 0.1);
+  pairs();
   sums();
   teams();
 }

@@ -9,12 +9,14 @@
 
 #include "attention_decode.h"
 #include "attention_prompt.h"
+#include "rotary.h"
 #include "step.h"
 #include "team.h"
 #include "workspace.h"
 
 namespace core {
 
+constexpr int64_t kRowsAhead = 4;       // rows are far apart: that many before one is rotated, it is asked for
 constexpr int64_t kTasksPerThread = 4;  // at least, where the work allows: threads are not equally fast
 
 // One thread's memory for any task.
@@ -22,10 +24,12 @@ template <typename T>
 struct AttentionScratch {
   AttentionScratch(Parts& parts, const AttentionShape& shape)
       : prompt(parts, shape),
-        result(parts.take<float>(partial_floats(shape.heads / shape.kv_heads, shape.head_dim))) {}
+        result(parts.take<float>(partial_floats(shape.heads / shape.kv_heads, shape.head_dim))),
+        queries(parts.take<T>(shape.heads / shape.kv_heads * shape.head_dim)) {}
 
   PromptScratch<T> prompt;
   float* result;
+  T* queries;
 };
 
 // Rows of a step whose results somebody reads.
@@ -53,6 +57,7 @@ inline Wanted wanted_rows(const int64_t* wanted, int64_t count, int64_t rows) {
 // partials  [num_partials, kv_heads][partial_floats]
 // finished  [num_partials, kv_heads]: at a sequence's first piece, how many of its pieces are done; zero before
 // wanted    prompt rows that are none of these may be left as they are
+// rotation  of the queries, where they are as they were projected; after a norm, where `norm` is not null
 template <typename T>
 struct AttentionCall {
   const AttentionShape& shape;
@@ -64,6 +69,8 @@ struct AttentionCall {
   float* partials;
   std::atomic<int32_t>* finished;
   Wanted wanted = {};
+  const Rotation<T>* rotation = nullptr;
+  const T* norm = nullptr;
 
   int64_t group() const { return shape.heads / shape.kv_heads; }
 
@@ -74,8 +81,14 @@ struct AttentionCall {
             shape.quantized != 0};
   }
 
-  const T* query_at(int64_t row, int64_t head) const {
-    return query + row * query_stride + head * group() * shape.head_dim;
+  // The queries [group][head_dim] of a row as they attend: where they lie, or made in `memory`.
+  const T* queries(int64_t row, int64_t head, T* memory) const {
+    const int64_t count = group(), dim = shape.head_dim;
+    const T* given = query + row * query_stride + head * count * dim;
+    if (rotation == nullptr) return given;
+    bring_closer(given + kRowsAhead * query_stride, count * dim * sizeof(T));
+    for (int64_t h = 0; h < count; ++h) rotation->apply(given + h * dim, norm, row, memory + h * dim);
+    return memory;
   }
 
   T* output_at(int64_t row, int64_t head) const {
@@ -148,10 +161,8 @@ void finish_piece(const AttentionCall<T>& call, const Task& task, int64_t head, 
   store_tokens(piece(0), group, dim, output);
 }
 
-// query [group][dim] of the sequence's new token, as it is in the model.
 template <typename T>
-void attend_decode(const AttentionCall<T>& call, const Task& task, int64_t head, const T* query,
-                   const AttentionScratch<T>& scratch) {
+void attend_decode(const AttentionCall<T>& call, const Task& task, int64_t head, const AttentionScratch<T>& scratch) {
   const int64_t group = call.group(), dim = call.shape.head_dim, row = call.step.query_start[task.sequence];
   T* output = call.output_at(row, head);
   float* memory = scratch.result;
@@ -159,8 +170,8 @@ void attend_decode(const AttentionCall<T>& call, const Task& task, int64_t head,
     memory = call.partials +
              ((task.partial + task.part) * call.shape.kv_heads + head) * partial_floats(group, dim);
   const Partial result = partial_at(memory, group);
-  attend_tokens(query, call.pages(task.sequence, head), group, call.shape.scale * kLog2E, task.first, task.count,
-                result);
+  attend_tokens(call.queries(row, head, scratch.queries), call.pages(task.sequence, head), group,
+                call.shape.scale * kLog2E, task.first, task.count, result);
   if (task.parts > 1) return finish_piece(call, task, head, output);
   store_tokens(result, group, dim, output);
 }
@@ -170,13 +181,13 @@ void attend_task(const AttentionCall<T>& call, const Task& task, int64_t head, c
   const Step& step = call.step;
   const AttentionShape& shape = call.shape;
   const int64_t start = step.query_start[task.sequence];
-  if (task.sequence < step.num_decodes) return attend_decode(call, task, head, call.query_at(start, head), scratch);
+  if (task.sequence < step.num_decodes) return attend_decode(call, task, head, scratch);
   const int64_t tokens = step.query_start[task.sequence + 1] - start, row = start + task.first;
   if (!call.wanted.any(row, row + task.count)) return;
-  const PromptRows<T> rows = {call.query_at(row, head), call.output_at(row, head),      call.query_stride,
-                              shape.heads * shape.head_dim, call.group(), shape.head_dim, task.count * call.group(),
-                              step.lengths[task.sequence] - tokens + task.first};
-  attend_prompt(rows, call.pages(task.sequence, head), shape.window, shape.scale, scratch.prompt);
+  const PromptRows<T> rows = {call.output_at(row, head), shape.heads * shape.head_dim, call.group(), shape.head_dim,
+                              task.count * call.group(), step.lengths[task.sequence] - tokens + task.first};
+  const auto queries = [&](int64_t token) { return call.queries(row + token, head, scratch.queries); };
+  attend_prompt(rows, queries, call.pages(task.sequence, head), shape.window, shape.scale, scratch.prompt);
 }
 
 // Every new token of the step attends to what its sequence has in the cache. Wait before, and before reading.

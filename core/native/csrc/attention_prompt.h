@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "exponential.h"
 #include "pages.h"
 #include "step.h"
 #include "units.h"
@@ -21,9 +22,8 @@ namespace core {
 
 constexpr int64_t kTileKeys = 64;
 constexpr int64_t kChunk = 3 * kLanes;       // rows that are worked on together
-constexpr int64_t kTaskRows = 4 * kChunk;    // rows that share a copy of the keys
+constexpr int64_t kTaskRows = 8 * kChunk;    // rows that share a copy of the keys
 constexpr int kTall = isa::kWidth == 64 ? 8 : 4;
-constexpr float kLog2E = 1.44269504088896341f;
 constexpr float kNothing = -1e30f;  // the maximum of no scores: finite, so that it can be subtracted from itself
 
 // One thread's memory for one task.
@@ -122,17 +122,15 @@ inline void weigh_rows(const float* scores, const float* scales, int64_t count, 
   const Vector factor = power_of_two<float>(before - maximum);
   Vector total = load(totals) * factor;
   for (int64_t k = 0; k < count; k += kPerUnit<T>) {
-    Vector even = power_of_two<T>(load(scores + k * kChunk) * scale - maximum);
+    Vector even = power_of_two<T>(load(scores + k * kChunk) * scale - maximum), odd = even;
     total += even;
     if (scales != nullptr) even *= scales[k];
-    Bits unit = bits_of<Bits>(even);
     if constexpr (kPerUnit<T> == 2) {
-      Vector odd = power_of_two<T>(load(scores + (k + 1) * kChunk) * scale - maximum);
+      odd = power_of_two<T>(load(scores + (k + 1) * kChunk) * scale - maximum);
       total += odd;
       if (scales != nullptr) odd *= scales[k + 1];
-      unit = pairs_of(even, odd);
     }
-    store_bits(weights + k / kPerUnit<T> * kChunk, unit);
+    store_bits(weights + k / kPerUnit<T> * kChunk, unit_of<T>(even, odd));
   }
   store(maxima, maximum);
   store(totals, total);
@@ -239,24 +237,25 @@ inline int64_t expand_tile(const Pages<T>& pages, int64_t start, int64_t first, 
 // Rows of one task: new tokens of a sequence, times the heads of a group.
 template <typename T>
 struct PromptRows {
-  const T* query;         // of the first row
-  T* output;              // likewise
-  int64_t query_stride;   // elements from one token to the next
-  int64_t output_stride;
+  T* output;                  // of the first row
+  int64_t output_stride;      // elements from one token to the next
   int64_t group, dim, count;  // count: rows
   int64_t context;            // position of the first token
 
   int64_t position(int64_t row) const { return context + row / group; }
 };
 
-template <typename T>
-inline void load_rows(const PromptRows<T>& rows, const PromptScratch<T>& scratch) {
+// queries(token)  the queries [group][dim] of a token of the task, until it is called again
+template <typename T, typename Queries>
+inline void load_rows(const PromptRows<T>& rows, const Queries& queries, const PromptScratch<T>& scratch) {
   const int64_t units = rows.dim / kPerUnit<T>, padded = (rows.count + kLanes - 1) / kLanes * kLanes;
+  const T* query = nullptr;
   for (int64_t r = 0; r < padded; ++r) {
-    const int64_t row = std::min(r, rows.count - 1);  // lanes to spare repeat the last row
-    const T* query = rows.query + row / rows.group * rows.query_stride + row % rows.group * rows.dim;
+    const int64_t row = std::min(r, rows.count - 1), head = row % rows.group;  // lanes to spare repeat the last row
+    if (head == 0 && row == r) query = queries(row / rows.group);
     uint32_t* to = scratch.queries + r / kChunk * units * kChunk + r % kChunk;
-    for (int64_t u = 0; u < units; ++u) std::memcpy(to + u * kChunk, query + u * kPerUnit<T>, sizeof(uint32_t));
+    for (int64_t u = 0; u < units; ++u)
+      std::memcpy(to + u * kChunk, query + head * rows.dim + u * kPerUnit<T>, sizeof(uint32_t));
     scratch.newest[r] = static_cast<int32_t>(rows.position(row));
     scratch.maxima[r] = kNothing;
     scratch.totals[r] = 0.0f;
@@ -265,21 +264,29 @@ inline void load_rows(const PromptRows<T>& rows, const PromptScratch<T>& scratch
   std::memset(scratch.sums, 0, chunks * kChunk * rows.dim * sizeof(float));
 }
 
+// Sixteen rows become units side by side, where their queries were, and are then dealt out.
 template <typename T>
 inline void store_rows(const PromptRows<T>& rows, const PromptScratch<T>& scratch) {
-  for (int64_t r = 0; r < rows.count; ++r) {
-    T* output = rows.output + r / rows.group * rows.output_stride + r % rows.group * rows.dim;
-    const float* sums = scratch.sums + r / kChunk * rows.dim * kChunk + r % kChunk;
-    const float part = 1.0f / scratch.totals[r];
-    for (int64_t d = 0; d < rows.dim; ++d) output[d] = narrow<T>(sums[d * kChunk] * part);
+  const int64_t units = rows.dim / kPerUnit<T>;
+  uint32_t* made = scratch.queries;
+  for (int64_t first = 0; first < rows.count; first += kLanes) {
+    const float* sums = scratch.sums + first / kChunk * rows.dim * kChunk + first % kChunk;
+    const Vector part = 1.0f / load(scratch.totals + first);
+    for (int64_t u = 0; u < units; ++u, sums += kPerUnit<T> * kChunk)
+      store_bits(made + u * kLanes, unit_of<T>(load(sums) * part, load(sums + (kPerUnit<T> - 1) * kChunk) * part));
+    for (int64_t r = first; r < std::min(first + kLanes, rows.count); ++r) {
+      T* output = rows.output + r / rows.group * rows.output_stride + r % rows.group * rows.dim;
+      for (int64_t u = 0; u < units; ++u)
+        std::memcpy(output + u * kPerUnit<T>, made + u * kLanes + r - first, sizeof(uint32_t));
+    }
   }
 }
 
 // All that the rows see, tile by tile; each chunk skips the tiles that none of its rows sees.
-template <typename T>
-void attend_prompt(const PromptRows<T>& rows, const Pages<T>& pages, int64_t window, float scale,
-                   const PromptScratch<T>& scratch) {
-  load_rows(rows, scratch);
+template <typename T, typename Queries>
+void attend_prompt(const PromptRows<T>& rows, const Queries& queries, const Pages<T>& pages, int64_t window,
+                   float scale, const PromptScratch<T>& scratch) {
+  load_rows(rows, queries, scratch);
   const int64_t end = rows.position(rows.count - 1) + 1;
   const int64_t oldest_seen = window > 0 ? std::max<int64_t>(0, rows.context - window + 1) : 0;
   const int64_t together = pages.quantized ? kLanes : kPerUnit<T>;
@@ -293,7 +300,8 @@ void attend_prompt(const PromptRows<T>& rows, const Pages<T>& pages, int64_t win
       const int64_t oldest = rows.position(first), newest = rows.position(first + count - 1);
       if (start > newest || (window > 0 && next <= oldest - window + 1)) continue;
       const bool masked = padded != tile || next - 1 > oldest || (window > 0 && start <= newest - window);
-      attend_chunk(scratch, first / kChunk, count, rows.dim, padded, scale * kLog2E, pages.quantized,
+      const int64_t seen = std::min(padded, (newest - start) / kTall * kTall + kTall);
+      attend_chunk(scratch, first / kChunk, count, rows.dim, seen, scale * kLog2E, pages.quantized,
                    Mask{nullptr, start, next, window, masked});
     }
   }

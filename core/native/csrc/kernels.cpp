@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "attention.h"
+#include "exponential.h"
 #include "norm.h"
 #include "pages.h"
 #include "rotary.h"
@@ -74,9 +75,7 @@ template <typename T>
 void silu_and_mul_row(const T* gate, const T* up, int64_t width, T* y) {
   int64_t i = 0;
   for (; i + kLanes <= width; i += kLanes) {
-    const Vector x = load(gate + i);
-    const Vector silu = x < Vector{} ? x * exponential(x) / (exponential(x) + 1.0f) : x / (exponential(-x) + 1.0f);
-    put(y + i, rounded<T>(silu) * load(up + i));
+    put(y + i, rounded<T>(silu<T>(load(gate + i))) * load(up + i));
   }
   for (; i < width; ++i) {
     const float x = widen(gate[i]);

@@ -30,12 +30,10 @@ struct Own {
   Own(Parts& parts, const DecoderLayer& layer, int64_t rows)
       : attention(parts, layer.attention),
         normed(parts.take<T>(kFewRows * layer.hidden)),
-        query(parts.take<T>(layer.attention.heads * layer.attention.head_dim)),
         prepared(parts.take<char>(rows > kFewRows ? 0 : largest_prepared(layer, kFewRows))) {}
 
   AttentionScratch<T> attention;
   T* normed;
-  T* query;
   char* prepared;
 };
 
@@ -126,33 +124,13 @@ void project(Team& team, const Linear& linear, const T* x, int64_t rows, T* y, c
   multiply(team, linear, prepare_rows(team, linear, x, rows, shared, own), rows, y);
 }
 
-template <typename T>
-void rotate_head(const LayerCall<T>& call, const void* norm, int64_t row, const T* head, T* to) {
-  const int64_t dim = call.layer.attention.head_dim, half = call.step.half;
-  if (norm != nullptr) {
-    normalize(head, static_cast<const T*>(norm), call.layer.eps, dim, to);
-    head = to;
-  }
-  rotate(head, static_cast<const T*>(call.step.cos) + row * half, static_cast<const T*>(call.step.sin) + row * half,
-         half, dim, to);
-}
-
-// Rotates a token's queries of one group into `query`.
-template <typename T>
-void rotate_queries(const LayerCall<T>& call, int64_t row, int64_t head, const T* qkv, T* query) {
-  const AttentionShape& shape = call.layer.attention;
-  const int64_t group = shape.heads / shape.kv_heads, dim = shape.head_dim;
-  for (int64_t h = 0; h < group; ++h)
-    rotate_head(call, call.layer.query_norm, row, qkv + (head * group + h) * dim, query + h * dim);
-}
-
 // Writes a token's key, rotated, and value of one head into the cache.
 template <typename T>
-void write_cache(const LayerCall<T>& call, int64_t row, int64_t head, const T* qkv) {
+void write_cache(const LayerCall<T>& call, const Rotation<T>& rotation, int64_t row, int64_t head, const T* qkv) {
   const AttentionShape& shape = call.layer.attention;
   const int64_t dim = shape.head_dim;
   T key[kMaxHeadDim];
-  rotate_head(call, call.layer.key_norm, row, qkv + (shape.heads + head) * dim, key);
+  rotation.apply(qkv + (shape.heads + head) * dim, static_cast<const T*>(call.layer.key_norm), row, key);
   store_token(shape, call.cache, head, call.step.slots[row], key,
               qkv + (shape.heads + shape.kv_heads + head) * dim);
 }
@@ -163,26 +141,27 @@ template <typename T>
 void rotate_and_attend(Team& team, const LayerCall<T>& call, const Shared<T>& shared, const Own<T>& own) {
   const AttentionShape& shape = call.layer.attention;
   const Step& step = call.step;
-  const int64_t width = call.layer.qkv->outputs, kv_heads = shape.kv_heads, group = shape.heads / kv_heads;
-  const AttentionCall<T> attention = {shape, step,     call.cache,      shared.qkv, width, shared.attended,
-                                      shared.partials, shared.finished, call.wanted};
+  const int64_t width = call.layer.qkv->outputs, kv_heads = shape.kv_heads;
+  const Rotation<T> rotation = {static_cast<const T*>(step.cos), static_cast<const T*>(step.sin), step.half,
+                                shape.head_dim, call.layer.eps};
+  const AttentionCall<T> attention = {shape,           step,            call.cache,      shared.qkv,
+                                      width,           shared.attended, shared.partials, shared.finished,
+                                      call.wanted,     &rotation,       static_cast<const T*>(call.layer.query_norm)};
   if (step.rows == 1 && step.num_decodes == 1) {
     team.each(step.num_tasks * kv_heads, [&](int64_t i) {
       const Task& task = step.tasks[i / kv_heads];
-      rotate_queries(call, 0, i % kv_heads, shared.qkv, own.query);
-      if (task.part == task.parts - 1) write_cache(call, 0, i % kv_heads, shared.qkv);
-      attend_decode(attention, task, i % kv_heads, own.query, own.attention);
+      if (task.part == task.parts - 1) write_cache(call, rotation, 0, i % kv_heads, shared.qkv);
+      attend_task(attention, task, i % kv_heads, own.attention);
     });
     return;
   }
   team.each((step.rows + kRowsAtOnce - 1) / kRowsAtOnce, [&](int64_t i) {
     const int64_t end = std::min(step.rows, (i + 1) * kRowsAtOnce);
-    for (int64_t row = i * kRowsAtOnce; row < end; ++row)
-      for (int64_t head = 0; head < kv_heads; ++head) {
-        T* qkv = shared.qkv + row * width;
-        write_cache(call, row, head, qkv);
-        rotate_queries(call, row, head, qkv, qkv + head * group * shape.head_dim);
-      }
+    for (int64_t row = i * kRowsAtOnce; row < end; ++row) {
+      const T* qkv = shared.qkv + row * width;
+      bring_closer(qkv + kRowsAhead * width + shape.heads * shape.head_dim, 2 * kv_heads * shape.head_dim * sizeof(T));
+      for (int64_t head = 0; head < kv_heads; ++head) write_cache(call, rotation, row, head, qkv);
+    }
   });
   team.wait();
   if (call.results() > 0) attend(team, attention, own.attention);

@@ -4,6 +4,7 @@
 // threads finish together. Many rows: a block of them stays in a core's second cache while a group of panels, which
 // stays in the third, passes by.
 
+#include "exponential.h"
 #include "linear_kernels.h"
 
 namespace core {
@@ -59,11 +60,6 @@ Kernel kernel_for(const Linear& linear, int64_t rows) {
                       : plain_kernel(linear, rows, std::make_integer_sequence<int, isa::kRows>());
 }
 
-inline Vector silu(const Vector& x) {
-  const Vector most = Vector{} + 88.0f;  // where exp is still finite
-  return x / (exponential(-x < most ? -x : most) + 1.0f);
-}
-
 inline void write(float* to, const Vector& v, int64_t count) {
   if (count >= kLanes) return store(to, v);
   if (count > 0) std::memcpy(to, &v, count * sizeof(float));
@@ -94,7 +90,7 @@ void finish(const Linear& linear, int64_t panel, const float* results, int64_t r
       second += load(linear.bias + panel * kPanel + kLanes);
     }
     if (linear.gated) {
-      write(y + column, silu(first) * second, left);
+      write(y + column, silu<T>(first) * second, left);
     } else {
       write(y + column, first, left);
       write(y + column + kLanes, second, left - kLanes);

@@ -61,5 +61,14 @@ inline Halves to_bfloat16(const Vector& v) {
   return bits_of<Halves>(narrowed);
 }
 
+// The larger of each pair; b where either is not a number.
+inline Vector larger(const Vector& a, const Vector& b) { return a > b ? a : b; }
+
+// Two vectors as one of pairs of bfloat16, rounded to the nearest, ties up.
+inline Bits to_pairs(const Vector& even, const Vector& odd) {
+  const Bits half = Bits{} + 0x8000u;
+  return ((bits_of<Bits>(even) + half) >> 16) | ((bits_of<Bits>(odd) + half) & 0xffff0000u);
+}
+
 }  // namespace portable
 }  // namespace core

@@ -1,9 +1,12 @@
 // Rotary position embedding, the half-split form, of one head at a time. Source: RoFormer, Su et al. 2021.
+//
+// And the norm before it, of models that have one.
 
 #pragma once
 
 #include <cstdint>
 
+#include "norm.h"
 #include "units.h"
 
 namespace core {
@@ -25,5 +28,22 @@ inline void rotate(const T* head, const T* cos, const T* sin, int64_t half, int6
   if (to != head)
     for (i = 2 * half; i < dim; ++i) to[i] = head[i];
 }
+
+// What a step does to heads between their projection and attention. cos, sin [rows, half]
+template <typename T>
+struct Rotation {
+  const T *cos, *sin;
+  int64_t half, dim;
+  float eps;
+
+  // norm  weight [dim], or null. `to` is not `head`.
+  void apply(const T* head, const T* norm, int64_t row, T* to) const {
+    if (norm != nullptr) {
+      normalize(head, norm, eps, dim, to);
+      head = to;
+    }
+    rotate(head, cos + row * half, sin + row * half, half, dim, to);
+  }
+};
 
 }  // namespace core

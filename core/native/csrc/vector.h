@@ -78,23 +78,4 @@ inline float sum(const Vector& v) {
   return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
-// exp(x) for x <= 88, to 2 units in the last place near 0 and 4e-6 at the ends: 2^n * p(r) with |r| <= 1/2, p a Taylor polynomial of 2^r.
-inline Vector exponential(Vector x) {
-  const Vector lowest = Vector{} - 87.0f;
-  x = x < lowest ? lowest : x;
-  const Vector t = x * 1.44269504088896341f;
-  const Vector magic = Vector{} + 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
-  const Vector n = (t + magic) - magic;
-  const Vector r = t - n;
-  Vector p = Vector{} + 1.5403530e-4f;
-  p = p * r + 1.3333558e-3f;
-  p = p * r + 9.6181291e-3f;
-  p = p * r + 5.5504109e-2f;
-  p = p * r + 2.4022651e-1f;
-  p = p * r + 6.9314718e-1f;
-  p = p * r + 1.0f;
-  const Integers exponent = __builtin_convertvector(n, Integers) << 23;
-  return bits_of<Vector>(bits_of<Integers>(p) + exponent);
-}
-
 }  // namespace core

@@ -103,5 +103,25 @@ inline Halves to_bfloat16(const Vector& v) {
 #endif
 }
 
+// The larger of each pair; b where either is not a number.
+inline Vector larger(const Vector& a, const Vector& b) {
+#if defined(__AVX512F__)
+  return _mm512_max_ps(a, b);  // the compiler compares and blends where one is a constant
+#else
+  return portable::larger(a, b);
+#endif
+}
+
+// Lower halves from `even`, upper halves from `odd`.
+inline Bits to_pairs(const Vector& even, const Vector& odd) {
+#if defined(__AVX512BF16__)
+  const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8,  //
+                                         23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  return bits_of<Bits>(_mm512_permutexvar_epi16(order, bits_of<__m512i>(_mm512_cvtne2ps_pbh(odd, even))));
+#else
+  return portable::to_pairs(even, odd);
+#endif
+}
+
 }  // namespace isa
 }  // namespace core

@@ -37,5 +37,11 @@ inline Floats widen_halves(const uint16_t* from) { return portable::widen_halves
 
 inline Halves to_bfloat16(const Vector& v) { return portable::to_bfloat16(v); }
 
+// The larger of each pair; b where either is not a number.
+inline Vector larger(const Vector& a, const Vector& b) { return portable::larger(a, b); }
+
+// Lower halves from `even`, upper halves from `odd`.
+inline Bits to_pairs(const Vector& even, const Vector& odd) { return portable::to_pairs(even, odd); }
+
 }  // namespace isa
 }  // namespace core
