@@ -22,6 +22,7 @@ ENGINE = Table(
         "max_model_len": "Longest prompt plus answer, in tokens.",
         "max_num_seqs": "Sequences in one step at most.",
         "max_num_batched_tokens": "Tokens in one step at most; longer prompts are computed in chunks.",
+        "prefill_chunk_size": "Prompt tokens in a step at most while others decode, whose next tokens wait for it.",
         "block_size": "Tokens per block of the KV cache.",
         "kv_cache_memory": "Memory for the KV cache: bytes, or 512MiB, 4GiB.",
         "kv_cache_dtype": "int8: keeps keys and values in 8 bits, and so almost twice as many tokens.",

@@ -55,6 +55,9 @@ def format_bytes(count: float) -> str:
     return f"{count:.1f} TiB"
 
 
+_COUNTS = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "prefill_chunk_size", "block_size")
+
+
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
     """What the user asked for. Keywords mean what they mean in vLLM; `platform` is ours.
@@ -69,6 +72,7 @@ class EngineConfig:
     max_model_len           longest prompt plus answer, in tokens; auto: the model's, less if the cache is small
     max_num_seqs            sequences in one step at most
     max_num_batched_tokens  tokens in one step at most; longer prompts are computed in chunks
+    prefill_chunk_size      prompt tokens in a step at most while others decode, whose next tokens wait for it
     block_size              tokens per KV-cache block
     kv_cache_memory         bytes for the KV cache, or "4GiB"
     kv_cache_dtype          int8: keys and values in 8 bits, a scale for each token and head; auto: in the dtype
@@ -89,6 +93,7 @@ class EngineConfig:
     max_model_len: int | None = None
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
+    prefill_chunk_size: int | None = None
     block_size: int | None = None
     kv_cache_memory: int | str | None = None
     kv_cache_dtype: str = "auto"
@@ -100,7 +105,7 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         self._check_texts_and_switches()
-        for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size"):
+        for name in _COUNTS:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ConfigError(f"{name} is {value!r}; a whole number above 0 is accepted", setting=name)
@@ -170,6 +175,7 @@ class Settings:
     max_model_len_asked: bool
     max_num_seqs: int
     max_num_batched_tokens: int
+    prefill_chunk_size: int
     block_size: int
     kv_cache_memory: int | None
     kv_cache_dtype: str
@@ -199,34 +205,47 @@ def resolve(
     if block_size not in capabilities.block_sizes:
         sizes = ", ".join(map(str, capabilities.block_sizes))
         raise ConfigError(f"block_size is {block_size}; this device accepts {sizes}", setting="block_size")
-    max_num_seqs = config.max_num_seqs or defaults.max_num_seqs or 64
-    limit = capabilities.scheduling.max_num_seqs
-    if limit is not None and max_num_seqs > limit:
-        if config.max_num_seqs is not None:
-            raise ConfigError(
-                f"max_num_seqs is {max_num_seqs}; this device accepts at most {limit}", setting="max_num_seqs"
-            )
-        max_num_seqs = limit
     if config.max_model_len is not None and config.max_model_len > description.context:
         raise ConfigError(
             f"max_model_len is {config.max_model_len:,} and the model was trained for "
             f"{description.context:,} tokens; choose at most {description.context:,}",
             setting="max_model_len",
         )
+    max_num_batched_tokens, chunk = _resolve_step(config, defaults)
     return Settings(
         dtype=dtype,
         quantization=_resolve_quantization(config, dtype, capabilities, stored),
         seed=config.seed,
         max_model_len=config.max_model_len or description.context,
         max_model_len_asked=config.max_model_len is not None,
-        max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens or defaults.max_num_batched_tokens or 2048,
+        max_num_seqs=_resolve_max_num_seqs(config, capabilities, defaults),
+        max_num_batched_tokens=max_num_batched_tokens,
+        prefill_chunk_size=chunk,
         block_size=block_size,
         kv_cache_memory=_as_int(config.kv_cache_memory) or defaults.kv_cache_memory,
         kv_cache_dtype=_resolve_kv_cache_dtype(config, dtype, capabilities),
         enable_prefix_caching=config.enable_prefix_caching,
         scheduling_policy=config.scheduling_policy,
     )
+
+
+def _resolve_max_num_seqs(config: EngineConfig, capabilities: Capabilities, defaults: Defaults) -> int:
+    wanted = config.max_num_seqs or defaults.max_num_seqs or 64
+    limit = capabilities.scheduling.max_num_seqs
+    if limit is None or wanted <= limit:
+        return wanted
+    if config.max_num_seqs is not None:
+        raise ConfigError(
+            f"max_num_seqs is {wanted}; this device accepts at most {limit}", setting="max_num_seqs"
+        )
+    return limit
+
+
+def _resolve_step(config: EngineConfig, defaults: Defaults) -> tuple[int, int]:
+    """Tokens of a step, and tokens of prompts beside decodes. Who sets the first means every step."""
+    most = config.max_num_batched_tokens or defaults.max_num_batched_tokens or 2048
+    chunk = config.prefill_chunk_size or config.max_num_batched_tokens or defaults.prefill_chunk_size
+    return most, min(chunk or most, most)
 
 
 def _resolve_dtype(

@@ -31,6 +31,7 @@ def settings(**changes: Any) -> Settings:
         max_model_len_asked=False,
         max_num_seqs=4,
         max_num_batched_tokens=64,
+        prefill_chunk_size=64,
         block_size=16,
         kv_cache_memory=None,
         kv_cache_dtype="float32",

@@ -100,7 +100,8 @@ class TestBytes:
 
 class TestAsking:
     @pytest.mark.parametrize(
-        "name", ["max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size"]
+        "name",
+        ["max_model_len", "max_num_seqs", "max_num_batched_tokens", "prefill_chunk_size", "block_size"],
     )
     def test_counts_are_whole_numbers_above_zero(self, name: str) -> None:
         for value in (0, -1, 1.5, 16.0, "16", True, math.nan, math.inf, [1]):
@@ -164,6 +165,7 @@ class TestResolving:
         platform = Defaults(
             dtype="float16", block_size=32, max_num_seqs=5, max_num_batched_tokens=77, kv_cache_memory=99
         )
+        assert settings().prefill_chunk_size == 2048
         core = settings()
         assert (core.block_size, core.max_num_seqs, core.max_num_batched_tokens) == (16, 64, 2048)
         assert (core.kv_cache_memory, core.max_model_len, core.dtype) == (None, 512, "bfloat16")
@@ -181,6 +183,14 @@ class TestResolving:
         )
         assert (users.block_size, users.max_num_seqs, users.max_num_batched_tokens) == (8, 3, 40)
         assert (users.kv_cache_memory, users.dtype, users.max_model_len) == (1024, "float32", 100)
+
+    def test_a_chunk_beside_decodes_is_the_users_else_the_platforms_and_at_most_a_step(self) -> None:
+        platform = Defaults(max_num_batched_tokens=100, prefill_chunk_size=30)
+        assert settings(defaults=platform).prefill_chunk_size == 30
+        assert settings(defaults=platform, prefill_chunk_size=40).prefill_chunk_size == 40
+        assert settings(defaults=platform, prefill_chunk_size=400).prefill_chunk_size == 100
+        # Who sets the length of a step means every step.
+        assert settings(defaults=platform, max_num_batched_tokens=60).prefill_chunk_size == 60
 
     def test_the_models_dtype_is_taken_where_the_device_has_it(self) -> None:
         assert settings(Capabilities(dtypes=("float16", "bfloat16"))).dtype == "bfloat16"

@@ -81,6 +81,23 @@ class TestBudget:
         batch = oracle.step()
         assert ids(batch)[-1] == late.sequence_id and batch is not None and batch.num_decodes == 3
 
+    def test_prompts_get_a_chunk_of_a_step_while_others_decode_and_all_of_it_when_nobody_does(self) -> None:
+        scheduler = make_scheduler(max_num_batched_tokens=16, prefill_chunk_size=5)
+        oracle = Oracle(scheduler)
+        first, long = one(scheduler, 9, max_tokens=3), one(scheduler, 30)
+        assert counts(oracle.step()) == {first.sequence_id: 9, long.sequence_id: 7}
+        assert counts(oracle.step()) == {first.sequence_id: 1, long.sequence_id: 5}
+        assert counts(oracle.step()) == {first.sequence_id: 1, long.sequence_id: 5}
+        assert counts(oracle.step()) == {long.sequence_id: 13}
+
+    def test_sequences_that_decode_are_not_held_back_by_the_size_of_a_chunk(self) -> None:
+        scheduler = make_scheduler(max_num_batched_tokens=16, prefill_chunk_size=1)
+        oracle = Oracle(scheduler)
+        old = [one(scheduler, 2) for _ in range(4)]
+        oracle.step()
+        new = one(scheduler, 3)
+        assert counts(oracle.step()) == {**{s.sequence_id: 1 for s in old}, new.sequence_id: 1}
+
     @pytest.mark.parametrize("budget", [1, 2, 5, 7])
     def test_no_step_ever_exceeds_its_budget_and_everything_finishes(self, budget: int) -> None:
         scheduler = make_scheduler(max_num_batched_tokens=budget)

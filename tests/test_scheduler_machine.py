@@ -27,16 +27,18 @@ class EngineMachine(RuleBasedStateMachine):
         num_blocks=st.integers(8, 20),
         max_num_seqs=st.integers(1, 6),
         budget=st.integers(1, 40),
+        chunk=st.one_of(st.none(), st.integers(1, 40)),
         prefix_caching=st.sampled_from([True, True, False]),
         policy=st.sampled_from(["fcfs", "priority"]),
         separate_steps=st.booleans(),
     )
-    def start(self, groups, num_blocks, max_num_seqs, budget, prefix_caching, policy, separate_steps):
+    def start(self, groups, num_blocks, max_num_seqs, budget, chunk, prefix_caching, policy, separate_steps):
         self.scheduler = make_scheduler(
             groups=groups,
             num_blocks=num_blocks,
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=budget,
+            prefill_chunk_size=chunk,
             prefix_caching=prefix_caching,
             policy=policy,
             separate_steps=separate_steps,

@@ -83,6 +83,7 @@ class Defaults:
     block_size: int | None = None
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
+    prefill_chunk_size: int | None = None
     kv_cache_memory: int | None = None
 
 

@@ -6,6 +6,7 @@ is gone, and the process with it. This module knows nothing of text, of HTTP, or
 """
 
 import ctypes
+import gc
 import logging
 import os
 import signal
@@ -74,6 +75,8 @@ def main() -> int:
     try:
         connection.send(m.Progress(""))
         engine = _build(start, connection)
+        gc.freeze()  # what is there now stays, and is never looked through again
+        gc.enable()
         return 1 if engine is None else _run(engine, connection)
     finally:
         connection.close()

@@ -101,7 +101,7 @@ class Scheduler:
         """The next step, or None when nothing waits or runs."""
         phases = [Phase.PREFILL, Phase.DECODE] if self.shapes.separate_steps else [Phase.MIXED]
         for phase in phases:
-            plan = Plan(phase, self.settings.max_num_batched_tokens)
+            plan = Plan(phase, self._budget(phase))
             self._continue_running(plan)
             if not plan.preempted and phase is not Phase.DECODE:
                 self._admit_waiting(plan)
@@ -158,6 +158,14 @@ class Scheduler:
                 del result.token_ids[i + 1 :], result.logprobs[i + 1 :]
                 return reason
         return None
+
+    def _budget(self, phase: Phase) -> int:
+        """Tokens of the next step. Prompts get less of it while others decode."""
+        most = self.settings.max_num_batched_tokens
+        decoding = sum(sequence.num_pending == 1 for sequence in self.running)
+        if phase is not Phase.MIXED or decoding == 0:
+            return most
+        return min(most, decoding + self.settings.prefill_chunk_size)
 
     def _continue_running(self, plan: Plan) -> None:
         for sequence in list(self.running):

@@ -4,13 +4,16 @@ A process that waits on its standard input costs nothing but its imports, and th
 start. What it is told, and what it answers, belongs to `link`.
 """
 
-import asyncio
 import atexit
 import os
 import subprocess
 import sys
 import threading
 from contextlib import suppress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import asyncio
 
 _ahead: "list[EngineProcess]" = []
 
@@ -45,6 +48,8 @@ class EngineProcess:
 
     def exited(self) -> "asyncio.Future[int]":
         """Its exit code, once it has one; negative for a signal."""
+        import asyncio  # which takes as long as starting a process does
+
         loop = asyncio.get_running_loop()
         exited: asyncio.Future[int] = loop.create_future()
 
