@@ -45,7 +45,10 @@ class ShapeStruct(ctypes.Structure):
 class CacheStruct(ctypes.Structure):
     """`Cache` in csrc/step.h."""
 
-    _fields_ = (("keys", ctypes.c_void_p), ("values", ctypes.c_void_p), ("num_blocks", ctypes.c_int64))
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("keys", "values")),
+        *((name, ctypes.c_int64) for name in ("num_blocks", "populated")),
+    )
 
 
 class StepStruct(ctypes.Structure):
@@ -53,7 +56,7 @@ class StepStruct(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("rows", "num_sequences", "num_decodes", "table_width")),
-        *((name, ctypes.c_int64) for name in ("num_tasks", "num_partials", "half")),
+        *((name, ctypes.c_int64) for name in ("num_tasks", "num_partials", "highest_block", "half")),
         *((name, ctypes.c_void_p) for name in ("query_start", "block_tables", "lengths", "slots")),
         *((name, ctypes.c_void_p) for name in ("cos", "sin", "tasks")),
     )

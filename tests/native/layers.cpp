@@ -7,7 +7,7 @@
 #include "stored.h"
 
 extern "C" {
-void core_decoder_layer(const core::DecoderLayer* layer, const core::Step* step, const core::Cache* cache, void* x,
+void core_decoder_layer(const core::DecoderLayer* layer, const core::Step* step, core::Cache* cache, void* x,
                         void* residual, void* stream, const int64_t* wanted, int64_t count);
 }
 
@@ -165,6 +165,9 @@ static void layer(const std::string& name, const Storage& storage, std::vector<S
   if (wanted) trial.keep(*wanted), stream.resize(wanted->size() * kHidden);
   const std::string title = "layer " + storage.name + (sizeof(T) == 2 ? " in bfloat16, " : " in float32, ") +
                             (kept ? "kept in int8, " : "") + name;
+  const core::Cache& cache = trial.history.cache;
+  const bool in = cache.populated > paged.step.highest_block && cache.populated <= cache.num_blocks;
+  report(title + ", pages that are written brought in", in ? 0 : 1, 0);
   report(title + ", stream", largest_error(stream, trial.stream) / largest(trial.stream), allowed);
   report(title + ", added", largest_error(trial.x, trial.added) / largest(trial.added), allowed);
 }

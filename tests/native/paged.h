@@ -70,7 +70,7 @@ class History {
     const core::AttentionShape& shape = paged.shape;
     const int64_t bytes = shape.kv_heads * paged.num_blocks * core::block_bytes<T>(shape);
     stored_keys.assign(bytes, static_cast<char>(0xff)), stored_values = stored_keys;
-    cache = {stored_keys.data(), stored_values.data(), paged.num_blocks};
+    cache = {stored_keys.data(), stored_values.data(), paged.num_blocks, 0};
     for (size_t i = 0; i < paged.sequences.size(); i++) {
       const int64_t count = paged.sequences[i].length * width();
       keys.push_back(random.values<T>(count)), values.push_back(random.values<T>(count));

@@ -138,7 +138,9 @@ inline void plan_prompts(const AttentionShape& shape, Step& step, int64_t thread
 
 // Fills in step.tasks, longest first.
 inline void plan_attention(const AttentionShape& shape, Step& step, int64_t threads) {
-  step.num_tasks = step.num_partials = 0;
+  step.num_tasks = step.num_partials = step.highest_block = 0;
+  for (int64_t row = 0; row < step.rows; ++row)
+    step.highest_block = std::max(step.highest_block, step.slots[row] / shape.block_size);
   plan_decodes(shape, step);
   plan_prompts(shape, step, threads);
   std::sort(step.tasks, step.tasks + step.num_tasks, [](const Task& a, const Task& b) {

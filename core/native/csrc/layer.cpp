@@ -7,6 +7,7 @@
 
 #include "norm.h"
 #include "pages.h"
+#include "populate.h"
 #include "rotary.h"
 #include "team.h"
 #include "workspace.h"
@@ -72,6 +73,7 @@ struct LayerCall {
   T* residual;
   T* stream;
   Wanted wanted;
+  Fresh fresh;
 
   int64_t results() const { return wanted.all() ? step.rows : wanted.count; }
   int64_t picked() const { return wanted.all() ? 0 : wanted.count; }
@@ -147,6 +149,10 @@ void rotate_and_attend(Team& team, const LayerCall<T>& call, const Shared<T>& sh
   const AttentionCall<T> attention = {shape,           step,            call.cache,      shared.qkv,
                                       width,           shared.attended, shared.partials, shared.finished,
                                       call.wanted,     &rotation,       static_cast<const T*>(call.layer.query_norm)};
+  if (call.fresh.any()) {
+    team.each(kv_heads, [&](int64_t head) { call.fresh.template populate_head<T>(shape, call.cache, head); });
+    team.wait();
+  }
   if (step.rows == 1 && step.num_decodes == 1) {
     team.each(step.num_tasks * kv_heads, [&](int64_t i) {
       const Task& task = step.tasks[i / kv_heads];
@@ -229,17 +235,19 @@ void decoder_layer(const LayerCall<T>& call) {
 // x [rows, hidden] is what the layer before added, and is overwritten with what this one adds. The residual stream
 // comes in `residual`, null in the first layer, and goes to `stream`, which may be the same memory. Only the rows in
 // `wanted` get there, in its order, from row 0 on; null: all. They are distinct.
-extern "C" void core_decoder_layer(const core::DecoderLayer* layer, const core::Step* step, const core::Cache* cache,
+extern "C" void core_decoder_layer(const core::DecoderLayer* layer, const core::Step* step, core::Cache* cache,
                                    void* x, void* residual, void* stream, const int64_t* wanted, int64_t count) {
   if (step->rows == 0) return;
   const core::Wanted rows = core::wanted_rows(wanted, count, step->rows);
+  const core::Fresh fresh(*step, *cache);
   const auto run = [&](auto zero) {
     typedef decltype(zero) T;
-    core::decoder_layer<T>(
-        {*layer, *step, *cache, static_cast<T*>(x), static_cast<T*>(residual), static_cast<T*>(stream), rows});
+    core::decoder_layer<T>({*layer, *step, *cache, static_cast<T*>(x), static_cast<T*>(residual),
+                            static_cast<T*>(stream), rows, fresh});
   };
   if (layer->attention.dtype == core::kModelBfloat16)
     run(core::bfloat16());
   else
     run(float());
+  cache->populated = fresh.end;
 }

@@ -21,10 +21,12 @@ struct AttentionShape {
 };
 
 // One layer's cache, keys and values alike [kv_heads, num_blocks] of the blocks that pages.h describes.
+//
+// populated  blocks of each head whose pages have been brought in, from block 0 on; see populate.h
 struct Cache {
   void* keys;
   void* values;
-  int64_t num_blocks;
+  int64_t num_blocks, populated;
 };
 
 // One piece of a step's attention; there is one for each key/value head.
@@ -41,13 +43,14 @@ struct Task {
 // rows          tokens of the step, padding included
 // tasks         [num_tasks], as `plan_attention` filled them in
 // num_partials  pieces of sequences that were cut
+// highest_block  that a token of the step is written to
 // query_start   [num_sequences + 1]
 // block_tables  [num_sequences, table_width]
 // lengths       [num_sequences]
 // slots         [rows], where each token's key and value go
 // cos, sin      [rows, half], model dtype; only for layers that rotate
 struct Step {
-  int64_t rows, num_sequences, num_decodes, table_width, num_tasks, num_partials, half;
+  int64_t rows, num_sequences, num_decodes, table_width, num_tasks, num_partials, highest_block, half;
   const int32_t* query_start;
   const int32_t* block_tables;
   const int32_t* lengths;
