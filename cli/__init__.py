@@ -9,7 +9,8 @@
     help.py         the look of --help
     failures.py     how errors reach the user: one block on stderr, and an exit code
     terminal.py     what goes to stdout, what to stderr, and in which shape
-    generate.py chat.py serve.py bench.py platforms.py kernels.py models.py doctor.py environment.py    a command each
+    generate.py chat.py serve.py bench.py platforms.py kernels.py models.py doctor.py environment.py conformance.py
+    plugin.py       a command each
     workload.py measure.py    what `llm bench` sends, and what it measures
     reference.py    writes docs/cli.md from the command tree
 

@@ -4,8 +4,9 @@ from typing import Annotated
 
 import typer
 
-from cli import bench, kernels, platforms
+from cli import bench, kernels, platforms, plugin
 from cli.chat import chat
+from cli.conformance import conformance
 from cli.doctor import doctor
 from cli.environment import collect_env
 from cli.generate import generate
@@ -21,8 +22,10 @@ app.command(cls=SectionedCommand)(serve)
 app.add_typer(bench.app, name="bench")
 app.add_typer(platforms.app, name="platforms")
 app.add_typer(kernels.app, name="kernels")
+app.add_typer(plugin.app, name="plugin")
 app.command()(models)
-app.command()(doctor)
+app.command()(conformance)
+app.command(cls=SectionedCommand)(doctor)
 app.command("collect-env")(collect_env)
 
 

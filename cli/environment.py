@@ -79,6 +79,8 @@ def _version(package: str) -> str:
 def _machine() -> dict[str, Any]:
     import psutil
 
+    from core.native.cores import usable_processors
+
     memory = psutil.virtual_memory()
     return {
         "processor": _processor_line("model name") or platform.processor() or platform.machine(),
@@ -86,7 +88,7 @@ def _machine() -> dict[str, Any]:
         "vector instructions": vector_instructions(),
         "cores": psutil.cpu_count(logical=False),
         "threads": psutil.cpu_count(),
-        "threads usable by this process": len(os.sched_getaffinity(0)),
+        "threads usable by this process": len(usable_processors()),
         "cpu limit (cgroup)": _cgroup("cpu.max"),
         "memory": format_bytes(memory.total),
         "memory available": format_bytes(memory.available),
@@ -129,10 +131,8 @@ def _platforms() -> dict[str, str]:
     from core.discovery import load_plugins
 
     plugins = load_plugins()
-    found = {
-        f.name: ("" if f.probe.available else "unavailable: ") + f.probe.reason for f in plugins.platforms
-    }
-    return {**found, **{f.plugin: f"failed to load: {f.reason}" for f in plugins.failures}}
+    found = {f.name: f"{f.state}: {f.probe.reason}" for f in plugins.platforms}
+    return {**found, **{f.plugin: str(f) for f in plugins.failures}}
 
 
 def _compilers() -> dict[str, str]:

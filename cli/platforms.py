@@ -83,9 +83,8 @@ def as_dict(plugins: "Plugins") -> dict[str, Any]:
 
 
 def _row(found: "FoundPlatform") -> tuple[str, ...]:
-    state = "broken" if found.error else "available" if found.probe.available else "unavailable"
     contract = ".".join(map(str, found.contract))
-    return found.name, state, found.probe.reason, found.summary, contract, found.distribution
+    return found.name, found.state, found.probe.reason, found.summary, contract, found.distribution
 
 
 def _failure(failure: Any) -> tuple[str, str]:

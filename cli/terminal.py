@@ -13,7 +13,7 @@ from typing import Any, TextIO
 from cli.failures import file_errors
 
 DIM, RESET, CLEAR_LINE = "\033[2m", "\033[0m", "\r\033[K"
-PIPE_WIDTH = 200
+PIPE_WIDTH = 10_000
 
 
 def dim(text: str, stream: TextIO) -> str:
@@ -37,6 +37,11 @@ class Status:
         else:
             sys.stderr.write(f"{line}\n")
         sys.stderr.flush()
+
+    def update(self, line: str) -> None:
+        """A newer version of the last line; a pipe does not get it."""
+        if self._terminal:
+            self(line)
 
     def clear(self) -> None:
         """Take the last line away before results are written."""

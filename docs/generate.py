@@ -12,29 +12,46 @@ The marker's name is that of a function below. Not part of the wheel.
 
 import ast
 import inspect
+import json
 import os
 import re
 import sys
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
+
+from matrix import chosen, matrix, matrix_levels, table  # noqa: E402
 
 from cli.reference import reference  # noqa: E402
 from core import hookspecs  # noqa: E402
+from core.contracts.changelog import CHANGES  # noqa: E402
 from core.contracts.platform import Capabilities, Platform  # noqa: E402
+from core.contracts.versions import CHAPTERS, VERSIONS, accepted, text  # noqa: E402
 from core.discovery import FoundPlatform, Plugins, collect  # noqa: E402
+
+_PROBED = "its probe is checked on made-up machines in every test run; never run on its hardware"
 
 # What is known of each platform, in a sentence. One that is not here cannot be documented, on purpose.
 STATUS = {
+    "ascend": _PROBED,
+    "cuda": _PROBED,
+    "gaudi": f"{_PROBED}; needs torch 2.11, and its own was at 2.9 in release 1.23",
+    "intel": _PROBED,
+    "rocm": _PROBED,
+    "spyre": "cards are found, and not used: its runner is not written",
+    "tpu": "chips are found, and not used: its runner is not written",
     "cpu": "works; checked in every test run, so far on x86-64 only",
     "powerpc": "its kernels are checked under an emulator in every test run; never run on its hardware",
     "simulated": "works, in software; checked in every test run",
 }
+# What a device accepts is documented where every machine has one: a page is the same wherever it is written.
+EVERYWHERE = ("cpu", "simulated")
 _PART = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -45,15 +62,6 @@ def first_party() -> Plugins:
     return collect(EntryPoint(name, value, hookspecs.GROUP) for name, value in points.items())
 
 
-def platforms_short(plugins: Plugins) -> str:
-    """The README's table."""
-    rows = [
-        (f"`{found.name}`", found.summary, _chosen(_platform(found)), STATUS[found.name])
-        for found in plugins.platforms
-    ]
-    return _table(("platform", "what it is", "chosen", "status"), rows)
-
-
 def platforms_long(plugins: Plugins) -> str:
     """A section per platform: what it accepts, and which contracts it brings itself."""
     return "\n".join(_section(found) for found in plugins.platforms)
@@ -62,28 +70,12 @@ def platforms_long(plugins: Plugins) -> str:
 def models(plugins: Plugins) -> str:
     """Architectures, by the name in a checkpoint's config.json."""
     rows = [(f"`{a.name}`", "yes" if a.gguf else "no") for a in plugins.architectures.values()]
-    return _table(("`architectures` in config.json", "also from GGUF"), rows)
+    return table(("`architectures` in config.json", "also from GGUF"), rows)
 
 
 def hooks(plugins: Plugins) -> str:
     """Every hook: exact arguments, its docstring, and who implements it here."""
     return "\n".join(_hook(hook) for name, hook in vars(hookspecs).items() if name.startswith("core_"))
-
-
-def kernels(plugins: Plugins) -> str:
-    """Every declared kernel with the signature of its reference."""
-    from core.reference import KERNELS
-
-    rows: list[tuple[str, ...]] = []
-    for kernel in KERNELS.values():
-        parameters = list(inspect.signature(kernel.reference).parameters)
-        arguments = ", ".join(parameters[1:] if kernel.composed else parameters)
-        kind = "prepared" if kernel.prepared else ""
-        composed = ", ".join(f"`{name}`" for name in kernel.composed)
-        bound = kernel.tolerance["bfloat16"].absolute
-        tolerance = "exact" if bound == 0 else f"{bound:.2g}"
-        rows.append((f"`{kernel.name}({arguments})`", kernel.summary, kind, composed, tolerance))
-    return _table(("kernel", "computes", "", "composed of", "bfloat16 tolerance"), rows)
 
 
 def modules(plugins: Plugins) -> str:
@@ -106,36 +98,75 @@ def toy_platform(plugins: Plugins) -> str:
     return f"```python\n{code}```\n"
 
 
-_ALL = (platforms_short, platforms_long, models, hooks, kernels, modules, toy_platform)
+def contract_versions(plugins: Plugins) -> str:
+    """The three contracts, their versions, and where each stands."""
+    rows = [
+        (name, text(version), accepted(name), ", ".join(f"`{chapter}.py`" for chapter in CHAPTERS[name]))
+        for name, version in VERSIONS.items()
+    ]
+    return table(("contract", "version", "taken", "chapters in `core/contracts`"), rows)
+
+
+def contract_changes(plugins: Plugins) -> str:
+    """A section per version, newest first, and the same as JSON."""
+    versions = sorted({(change.version, change.contract) for change in CHANGES}, reverse=True)
+    sections = [_changes(contract, version) for version, contract in versions]
+    listed = [asdict(change) | {"version": text(change.version)} for change in CHANGES]
+    return f"{''.join(sections)}## For programs\n\n```json\n{json.dumps(listed, indent=1)}\n```\n"
+
+
+def _changes(contract: str, version: tuple[int, int]) -> str:
+    rows = [
+        (change.kind, f"`{change.name}`", change.what, change.todo or "nothing", change.adapted or "–")
+        for change in CHANGES
+        if (change.contract, change.version) == (contract, version)
+    ]
+    head = ("", "name", "what", "an author does", "plugins of the version before are")
+    return f"## {contract} {text(version)}\n\n{table(head, rows)}\n"
+
+
+_ALL = (
+    platforms_long,
+    models,
+    hooks,
+    modules,
+    toy_platform,
+    contract_versions,
+    contract_changes,
+    matrix,
+    matrix_levels,
+)
 PARTS: Mapping[str, Callable[[Plugins], str]] = {part.__name__: part for part in _ALL}
 
 
 def pages() -> dict[Path, str]:
     """Every page with something generated in it -> what it should hold."""
+    from core.conformance.ops_page import ops_page
+
     os.environ.pop("LLM_SIMULATED", None)  # the documented simulation is the default one
     plugins = first_party()
     if plugins.failures:
         raise RuntimeError(f"cannot document plugins that do not load: {plugins.failures}")
-    found = {ROOT / "docs" / "cli.md": reference()}
+    found = {ROOT / "docs" / "cli.md": reference(), ROOT / "docs" / "ops.md": ops_page()}
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
-        text = path.read_text()
-        if _PART.search(text):
-            found[path] = filled(text, plugins)
+        page = path.read_text()
+        if _PART.search(page):
+            found[path] = filled(page, plugins)
     return found
 
 
-def filled(text: str, plugins: Plugins) -> str:
+def filled(page: str, plugins: Plugins) -> str:
     """A page with its generated parts as they should be."""
-    return _PART.sub(lambda match: f"{match[1]}{PARTS[match[2]](plugins)}{match[3]}", text)
+    return _PART.sub(lambda match: f"{match[1]}{PARTS[match[2]](plugins)}{match[3]}", page)
 
 
 def main(arguments: list[str]) -> int:
     """Returns the exit code."""
-    stale = {path: text for path, text in pages().items() if path.read_text() != text}
-    for path, text in stale.items():
+    stale = {path: page for path, page in pages().items() if path.read_text() != page}
+    for path, page in stale.items():
         print(path.relative_to(ROOT))
         if "--check" not in arguments:
-            path.write_text(text)
+            path.write_text(page)
     return 1 if stale and "--check" in arguments else 0
 
 
@@ -145,29 +176,23 @@ def _platform(found: FoundPlatform) -> Platform:
     return found.platform
 
 
-def _chosen(platform: Platform) -> str:
-    if platform.priority < 0:
-        return "only when named"
-    return "by `auto`" if platform.priority else "by `auto`, last"
-
-
 def _section(found: FoundPlatform) -> str:
     platform = _platform(found)
     own = [name for name in _factories() if getattr(type(platform), name) is not getattr(Platform, name)]
     rows = [
         ("what it is", found.summary),
         ("status", STATUS[found.name]),
-        ("chosen", _chosen(platform)),
+        ("chosen", chosen(platform)),
         ("torch device type", f"`{found.device_type}`"),
-        ("written for contract", ".".join(map(str, found.contract))),
+        ("written for contract", text(found.contract)),
         ("brings its own", _listed(own)),
         ("leaves to the core", _listed(name for name in _factories() if name not in own)),
     ]
-    # What is asked of a device is documented where there is one.
-    for device in found.probe.devices[:1]:
+    if found.name in EVERYWHERE:
+        device = found.probe.devices[0]
         rows += _accepts(platform.capabilities(device))
         rows.append(("kernels of its own", _listed(platform.kernels(device))))
-    return f"## {found.name}\n\n{_table(('', ''), rows)}"
+    return f"### {found.name}\n\n{table(('', ''), rows)}"
 
 
 def _factories() -> list[str]:
@@ -221,11 +246,6 @@ def _first_sentence(path: Path) -> str:
 
 def _listed(items: Iterable[object]) -> str:
     return ", ".join(f"`{item}`" for item in items) or "nothing"
-
-
-def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    lines = [head, ("---",) * len(head), *rows]
-    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
 
 
 if __name__ == "__main__":

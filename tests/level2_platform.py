@@ -102,7 +102,7 @@ class NumpyRunner(Runner):
 
 
 class NumpyPlatform(Platform):
-    contract, name, device_type, priority = (1, 0), "numpy", "cpu", -20
+    contract, name, device_type, priority = (2, 0), "numpy", "cpu", -20
 
     def probe(self) -> Probe:
         return Probe(

@@ -20,7 +20,7 @@ class StaticRunner(ModelRunner):
 
 
 class StaticPlatform(Platform):
-    contract, name, device_type, priority = (1, 0), "static", "cpu", -20
+    contract, name, device_type, priority = (2, 0), "static", "cpu", -20
 
     def probe(self) -> Probe:
         return Probe(

@@ -6,7 +6,7 @@ from core.contracts.quantization import FORMATS
 
 
 class EveryFormatPlatform(Platform):
-    contract, name, device_type, priority = (1, 0), "every-format", "cpu", -20
+    contract, name, device_type, priority = (2, 0), "every-format", "cpu", -20
     formats = frozenset(FORMATS)
 
     def probe(self) -> Probe:

@@ -103,6 +103,8 @@ def test_a_group_of_one_needs_nobody() -> None:
     alone.close()
     with pytest.raises(PlatformError, match="no rank 1"):
         alone.send(tensor, 1)
+    with pytest.raises(PlatformError, match="no rank 1"):
+        alone.broadcast(tensor, 1)
 
 
 def test_an_impossible_group_is_refused() -> None:

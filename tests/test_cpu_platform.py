@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from cli.environment import as_dict as environment
 from core import LLM, SamplingParams
 from core.conformance.attention import check_attention
 from core.conformance.kernels import check_kernels
 from core.contracts.attention import AttentionSpec
 from core.native.attention import NativeAttention
-from core.native.cores import available_cores, hardware_threads, one_of_each_core
+from core.native.cores import available_cores, hardware_threads, one_of_each_core, usable_processors
 from core.native.library import native_library
 from platforms.cpu.attention import TorchAttention
 from platforms.cpu.isa.levels import chosen_build
@@ -123,6 +124,13 @@ def test_threads_that_the_environment_describes_are_left_as_they_are(
 )
 def test_hardware_threads_of_one_core_count_once(allowed: set[int], expected: list[int]) -> None:
     assert one_of_each_core(allowed, lambda cpu: {cpu % 2, cpu % 2 + 2, cpu}) == expected
+
+
+def test_every_processor_is_usable_where_the_system_restricts_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity")  # as on macOS
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    assert usable_processors() == {0, 1, 2}
+    assert environment()["machine"]["threads usable by this process"] == 3
 
 
 def test_every_processor_shares_its_core_at_least_with_itself() -> None:

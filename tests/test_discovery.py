@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from core.contracts import CONTRACT_VERSION
-from core.discovery import Plugins, collect, load_plugins
+from core.contracts import VERSIONS
+from core.discovery import Plugins, collect, installed, load_plugins
 from core.errors import NoPlatform
 from core.hookspecs import GROUP
 
@@ -22,7 +22,7 @@ GOOD = """
     from core.contracts.platform import Capabilities, Device, Platform, Probe
 
     class Good(Platform):
-        contract = (1, 0)
+        contract = (2, 0)
         name = "{name}"
         device_type = "cpu"
         priority = {priority}
@@ -120,6 +120,10 @@ class TestBrokenModule:
         ),
         "an error without a word": ("raise KeyError", "KeyError"),
         "an exit when imported": ("raise SystemExit(3)", "SystemExit: 3"),
+        "an error of another language": (
+            "class Panic(BaseException): pass\nraise Panic('unwrapped a None')",
+            "Panic: unwrapped a None",
+        ),
         "a syntax error": ("def (", "SyntaxError"),
         "a hook that does not exist": (
             "from core import hookimpl\n@hookimpl\ndef core_platform():\n    return []",
@@ -183,11 +187,24 @@ class TestBrokenPlatform:
     CASES = {
         "no name": (good(name=""), "name is not set"),
         "a name that is no text": (good(name="name = 7"), "name.*7"),
+        "a name that means something else": (good("auto"), "name is 'auto', which is how a user leaves"),
         "no device type": (good(device_type=""), "device_type is not set"),
         "no contract version": (good(contract=""), "contract is not set"),
-        "an older major version": (good(contract="contract = (0, 9)"), r"contract \(0, 9\); this core keeps"),
-        "a newer major version": (good(contract="contract = (2, 0)"), r"contract \(2, 0\); this core keeps"),
-        "a version that is no pair": (good(contract="contract = 1"), "contract 1; this core keeps"),
+        "an older major version": (
+            good(contract="contract = (0, 9)"),
+            r"contract 0\.9; this core takes 1\.0 to 2\.0",
+        ),
+        "a newer major version": (
+            good(contract="contract = (3, 0)"),
+            r"contract 3\.0; .*: update this engine",
+        ),
+        "a version that nobody had": (
+            good(contract="contract = (1, 1_000_000_000)"),
+            r"contract 1\.1000000000; this core takes",
+        ),
+        "a version below zero": (good(contract="contract = (1, -3)"), r"contract 1\.-3; this core takes"),
+        "a version in a list": (good(contract="contract = [2, 0]"), r"\(major, minor\) is expected"),
+        "a version that is no pair": (good(contract="contract = 1"), "contract is 1;.*is expected"),
         "a version of texts": (good(contract="contract = ('1', '0')"), "contract"),
         "a priority that is no number": (good(priority="priority = 'high'"), "priority.*'high'"),
         "a missing method": (
@@ -204,7 +221,7 @@ class TestBrokenPlatform:
         ),
         "a changed signature": (
             good(body="\ndef memory(self, device, size):\n    return None\n"),
-            r"memory\(self, device, size\) should be memory\(self, device\)",
+            r"memory\(device, size\) should be memory\(device\)",
         ),
         "a method that is a class without a signature": (good(body="\nmemory = type\n"), "memory"),
         "a method that is a value": (good(body="\nmemory = 5\n"), "memory"),
@@ -229,16 +246,16 @@ class TestBrokenPlatform:
         (found,) = load(bad=source).platforms
         assert found.error is not None
         for piece in (
-            "contract (9, 9)",
+            "contract 9.9",
             "did you mean attention?",
-            "memory(self) should be memory(self, device)",
+            "memory() should be memory(device)",
         ):
             assert piece in found.error
         assert found.error in found.probe.reason
 
     def test_named_it_fails_closed_with_its_reason(self, load: Load) -> None:
         plugins = load(bad=good("toy", contract="contract = (9, 9)"), good=good())
-        with pytest.raises(NoPlatform, match=r"platform toy cannot run: breaks its contract.*\(9, 9\)"):
+        with pytest.raises(NoPlatform, match=r"platform toy cannot run: breaks its contract.*9\.9"):
             plugins.select_platform("toy")
         assert plugins.select_platform("auto")[0].name == "good"
 
@@ -247,8 +264,24 @@ class TestBrokenPlatform:
         source = source.replace("return [Good]", "return [type('Better', (Good,), {'name': 'better'})]")
         assert names(load(good=source)) == ["better"]
 
+    def test_so_is_what_a_mixin_brings_and_what_the_first_parameter_is_called(self, load: Load) -> None:
+        source = good(
+            body="""
+            @classmethod
+            def native_builds(cls):
+                return ()
+
+            def memory(this, device):
+                return None
+            """
+        ).replace(
+            "class Good(Platform)",
+            "class Mixin:\n    def forward(self):\n        pass\n\nclass Good(Mixin, Platform)",
+        )
+        assert names(load(good=source)) == ["good"]
+
     def test_a_newer_minor_version_is_refused_and_an_older_one_accepted(self, load: Load) -> None:
-        major, minor = CONTRACT_VERSION
+        major, minor = VERSIONS["platform"]
         newer = load(bad=good(contract=f"contract = ({major}, {minor + 1})"))
         assert names(newer) == []
         for older in range(minor + 1):
@@ -262,10 +295,13 @@ class TestProbe:
         "gives nothing": ("return None", "must return a Probe"),
         "gives a number": ("return float('nan')", "must return a Probe"),
         "gives a bool": ("return True", "must return a Probe"),
-        "is available without a device": ("return Probe(available=True, reason='yes')", "with devices"),
+        "is available without a device": (
+            "return Probe(available=True, reason='yes')",
+            "at least one device",
+        ),
         "names devices by text": (
             "return Probe(available=True, reason='', devices=('cpu',))",
-            "with devices",
+            "each a Device",
         ),
         "gives no reason": ("return Probe(available=False, reason=None)", "reason"),
     }
@@ -293,6 +329,40 @@ class TestProbe:
         assert plugins.select_platform("auto")[0].name == "good"
         with pytest.raises(NoPlatform, match=r"(?s)no platform can run.*toy +no device node.*llm platforms"):
             load(toy=absent).select_platform("auto")
+
+    def test_a_probe_that_does_not_come_back_is_left_behind(
+        self, load: Load, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("core.examination.PROBE_SECONDS", 0.2)
+        plugins = load(toy=self.source("import threading; threading.Event().wait()"), good=good())
+        found = next(p for p in plugins.platforms if p.name == "toy")
+        assert (
+            found.probe.reason
+            == "its probe failed: TimeoutError: the probe of toy did not come back within 0.2 s"
+        )
+        assert plugins.select_platform("auto")[0].name == "good"
+
+    def test_what_a_manifest_declares_must_be_known(self, load: Load) -> None:
+        declares = (
+            "Capabilities(features=frozenset({'sliding_windows'}), block_sizes=(16, 0), dtypes=('bf16',))"
+        )
+        (found,) = load(
+            toy=good(body=f"\ndef capabilities(self, device):\n    return {declares}\n")
+        ).platforms
+        assert found.error is not None
+        for piece in ("did you mean sliding_window?", "block_sizes has 0", "dtypes declares 'bf16'"):
+            assert piece in found.error
+
+    def test_a_manifest_of_another_kind_or_none_is_a_reason(self, load: Load) -> None:
+        for body, expected in (
+            ("return {}", "must return Capabilities"),
+            ("raise OSError('gone')", "OSError: gone"),
+        ):
+            plugins = load(
+                toy=good(body=f"\ndef capabilities(self, device):\n    {body}\n"), good=good("other")
+            )
+            assert names(plugins) == ["other"]
+            assert re.search(expected, problems(plugins)[0])
 
     def test_a_constructor_that_raises_is_a_reason_too(self, load: Load) -> None:
         plugins = load(
@@ -329,6 +399,11 @@ class TestTakenNames:
         plugins = load(first=good("same", 1), second=good("same", 2))
         assert "'same' is already taken by first" in reason(plugins, "second")
         assert [p.platform.priority for p in plugins.platforms if p.platform] == [1]
+
+    def test_a_broken_one_does_not_keep_a_name_from_one_that_works(self, load: Load) -> None:
+        plugins = load(a=good("same", contract="contract = (0, 9)"), b=good("same"))
+        assert names(plugins) == ["same"]
+        assert "contract 0.9" in reason(plugins, "a")
 
     def test_two_plugins_of_one_name_never_take_each_other_down(self, load: Load) -> None:
         plugins = load(("same", good("a")), ("same", good("b")))
@@ -375,3 +450,81 @@ class TestTakenNames:
         plugins = load(bad=self.SOURCE.format(who="x").replace("def cached", "def _cached"))
         assert "cached" in reason(plugins, "bad")
         assert plugins.sources == {}
+
+
+class TestReplacing:
+    """A plugin that replaces something of the core's is left out, and what it replaced is put back."""
+
+    PATCHES = {
+        "a function": "import core.config\ncore.config.parse_bytes = lambda *a: 0",
+        "a method": "from core.config import EngineConfig\nEngineConfig.from_keywords = lambda *a: None",
+        "a method, behind its own name": (
+            "import functools\nfrom core.config import EngineConfig\n"
+            "ours = EngineConfig.from_keywords\n"
+            "EngineConfig.from_keywords = functools.wraps(ours)(lambda *a: None)"
+        ),
+        "a constant": "import core.config\ncore.config.DTYPES = ()",
+        "something, before it fails": "import core.config\ncore.config.parse_bytes = 1\nimport no_such_module",
+        "a class": "import core.errors\nclass Mine(Exception): pass\ncore.errors.EngineDead = Mine",
+    }
+
+    @pytest.mark.parametrize("patch", PATCHES)
+    def test_it_is_named_and_undone(self, load: Load, patch: str) -> None:
+        import core.config
+        import core.errors
+
+        def ours() -> tuple[object, ...]:
+            method = vars(core.config.EngineConfig)["from_keywords"]
+            return core.config.parse_bytes, core.config.DTYPES, method, core.errors.EngineDead
+
+        before = ours()
+        plugins = load(bad=f"{self.PATCHES[patch]}\n{good()}", good=good("other"))
+        assert re.search(
+            r"replaced core\.(config|errors)\.\S+; plugins replace nothing", reason(plugins, "bad")
+        )
+        assert names(plugins) == ["other"]
+        assert before == ours()
+
+    @pytest.mark.parametrize("place", ["def core_platforms():", "def probe(self):"])
+    def test_so_it_is_when_a_hook_or_a_probe_does_it(self, load: Load, place: str) -> None:
+        import core.config
+
+        before, source = core.config.parse_bytes, good()
+        (line,) = [line for line in source.splitlines() if place in line]
+        within = " " * (len(line) - len(line.lstrip()) + 4)
+        patch = f"{line}\n{within}import core.config\n{within}core.config.parse_bytes = None"
+        plugins = load(bad=source.replace(line, patch), good=good("other"))
+        assert "replaced core.config.parse_bytes;" in reason(plugins, "bad")
+        assert names(plugins) == ["other"]
+        assert core.config.parse_bytes is before
+
+
+def test_an_architecture_whose_name_is_no_text_loses_only_itself(load: Load) -> None:
+    source = """
+        from core import hookimpl
+        from core.contracts.model import Architecture
+
+        @hookimpl
+        def core_architectures():
+            return [Architecture(name=["Llama"], family="llama", describe=dict, build=dict)]
+    """
+    plugins = load(bad=source, good=good())
+    assert "its name is ['Llama']; a text is expected" in reason(plugins, "bad")
+    assert names(plugins) == ["good"]
+
+
+def test_a_distribution_that_is_installed_in_two_versions_is_named_with_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for version in ("1.0", "2.0"):
+        folder = tmp_path / version / f"vendor_of_acme-{version}.dist-info"
+        folder.mkdir(parents=True)
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vendor-of-acme\nVersion: {version}\n")
+        (folder / "entry_points.txt").write_text("[core.plugins]\nacme = no_such_vendor_of_acme\n")
+        monkeypatch.syspath_prepend(str(tmp_path / version))
+    points = [point for point in installed() if point.name == "acme"]
+    assert [point.dist.version for point in points if point.dist] == ["2.0", "1.0"]
+    points = [EntryPoint("acme", "core.ledger", GROUP)._for(point.dist) for point in points]
+    assert reason(collect(points), "acme") == (
+        "a plugin of this name is already there, from vendor-of-acme 2.0; this one is from vendor-of-acme 1.0"
+    )

@@ -40,7 +40,7 @@ def no_halves(request: KernelRequest) -> str | None:
 class Bench(Platform):
     """A platform of whatever a test gives it."""
 
-    contract = (1, 0)
+    contract = (2, 0)
     name = "bench"
     device_type = "cpu"
 
@@ -74,7 +74,7 @@ class Bench(Platform):
     def execution(self, device: Device) -> Execution | None:
         return self._others
 
-    def communication(self, group: Group) -> Communication | None:
+    def communication(self, group: Group, device: Device) -> Communication | None:
         return self._others
 
 
@@ -203,7 +203,9 @@ def test_a_platform_without_more_gets_host_memory_eager_execution_and_no_peers()
 
     assert isinstance(dispatch.resolve_memory(bare, DEVICE, ledger), HostMemory)
     assert isinstance(dispatch.resolve_execution(bare, DEVICE, ledger), EagerExecution)
-    assert isinstance(dispatch.resolve_communication(bare, Group(rank=0, size=1), ledger), AloneCommunication)
+    assert isinstance(
+        dispatch.resolve_communication(bare, Group(rank=0, size=1), DEVICE, ledger), AloneCommunication
+    )
     assert [choice.what for choice in ledger.choices] == ["memory", "execution", "communication"]
     assert {choice.provider for choice in ledger.choices} == {"reference"}
 
@@ -217,8 +219,27 @@ def test_what_a_platform_brings_is_taken() -> None:
 
 def test_a_factory_that_returns_something_else_breaks_the_contract() -> None:
     with pytest.raises(
-        ContractViolation, match=r"memory\(\) returned a str; expected None or .*memory\.Memory"
+        ContractViolation,
+        match=r"memory\(\) returned a str: None or a subclass of core\.contracts\.memory\.Memory is exp",
     ):
         dispatch.resolve_memory(Bench(others="RAM"), DEVICE, Ledger())
     with pytest.raises(ContractViolation, match=r"attention\(\) returned a ABCMeta"):
         dispatch.resolve_attention(Bench(attention=ReferenceAttention), DEVICE, SPEC, Ledger())
+
+
+@pytest.mark.parametrize("offered", [None, ["linear"], {"silu_and_mul"}])
+def test_kernels_that_are_no_mapping_break_the_contract(offered: Any) -> None:
+    bench = Bench()
+    bench._kernels = offered
+    with pytest.raises(ContractViolation, match=r"kernels\(\) returned a \w+: Implementations by name"):
+        dispatch.resolve_kernels(bench, DEVICE, "float32", Ledger())
+
+
+def test_a_kernel_that_cannot_say_whether_it_serves_is_left_out_with_its_reason() -> None:
+    def asleep(request: KernelRequest) -> str | None:
+        raise OSError("the driver is asleep")
+
+    ledger, version = Ledger(), Implementation(function=silu_and_mul, rejects=asleep)
+    dispatch.resolve_kernels(Bench({"silu_and_mul": version}), DEVICE, "float32", ledger)
+    (rejection,) = line(ledger, "silu_and_mul").rejected
+    assert "OSError: the driver is asleep" in rejection.reason

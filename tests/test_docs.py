@@ -22,7 +22,7 @@ from cli.app import app
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
-PAGES = [README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TEST_COMMAND = 'pip install -e ".[test]" && pytest'
 
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -79,7 +79,7 @@ def test_a_platform_of_unknown_status_is_not_documented(
 ) -> None:
     monkeypatch.delitem(generator.STATUS, "cpu")
     with pytest.raises(KeyError, match="cpu"):
-        generator.platforms_short(generator.first_party())
+        generator.platforms_long(generator.first_party())
 
 
 def test_the_architecture_names_every_module() -> None:

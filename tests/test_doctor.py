@@ -1,4 +1,4 @@
-"""`llm doctor` and `llm kernels build`: what they find, what they say, and how they leave."""
+"""`llm doctor` of a machine, and `llm kernels build`: what they find, what they say, and how they leave."""
 
 import json
 import os
@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cli import doctor
-from cli.doctor import Finding
+from cli import doctor_machine
+from cli.doctor_finding import Finding
 
 
 def llm(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -35,9 +35,42 @@ def test_every_line_has_a_verdict_and_a_problem_is_an_exit_code(tmp_path: Path) 
     lines = answer.stdout.splitlines()
     assert answer.returncode == 1, answer.stderr
     assert {line.split()[0] for line in lines} <= {"ok", "note", "problem"}
-    (threads,) = (line for line in lines if "999 threads" in line)
+    (threads,) = (line for line in lines if "999 threads on" in line)
     assert threads.startswith("problem") and "set OMP_NUM_THREADS=" in threads
     assert len(lines) >= 6
+
+
+def test_its_help_loads_nothing_that_computes() -> None:
+    program = (
+        "import sys; from cli.main import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "doctor", "--help"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert "--model" in done.stdout and "--json" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_value_that_no_machine_would_accept_is_refused_before_anything_is_looked_at() -> None:
+    answer = llm("doctor", "--dtype", "int3")
+
+    assert (answer.returncode, answer.stdout) == (2, "")
+    assert "--dtype" in answer.stderr and "int3" in answer.stderr
+
+
+def test_a_finding_of_several_lines_stays_in_its_column() -> None:
+    finding = Finding("selected", "problem", "no platform can run.\n  toy  none", "install one")
+
+    first, second = finding.line().splitlines()
+    assert first.startswith("problem  selected ")
+    assert second.index("  toy  none; install one") == first.index("no platform can run.")
 
 
 def test_without_a_compiler_the_kernels_are_a_problem_that_says_what_to_install(tmp_path: Path) -> None:
@@ -94,7 +127,7 @@ def test_a_level_that_no_platform_has_is_a_usage_error() -> None:
 def test_threads_are_held_against_cores_and_what_the_control_group_grants(
     cores: int, asked: str | None, quota: float | None, verdict: str, words: str
 ) -> None:
-    found = doctor.threads(cores, asked, quota)
+    found = doctor_machine.threads(cores, asked, quota)
 
     assert found.verdict == verdict
     assert words in f"{found.found} {found.next_step}"
@@ -104,8 +137,8 @@ def test_threads_are_held_against_cores_and_what_the_control_group_grants(
 def test_the_control_groups_grant_is_read(text: str, quota: float | None, tmp_path: Path) -> None:
     (tmp_path / "cpu.max").write_text(text)
 
-    assert doctor.cpu_quota(tmp_path / "cpu.max") == quota
-    assert doctor.cpu_quota(tmp_path / "absent") is None
+    assert doctor_machine.cpu_quota(tmp_path / "cpu.max") == quota
+    assert doctor_machine.cpu_quota(tmp_path / "absent") is None
 
 
 @pytest.mark.parametrize(
@@ -114,10 +147,32 @@ def test_the_control_groups_grant_is_read(text: str, quota: float | None, tmp_pa
 def test_huge_pages_that_are_switched_off_are_noted(text: str, verdict: str, tmp_path: Path) -> None:
     (tmp_path / "enabled").write_text(text)
 
-    assert doctor.huge_pages(tmp_path / "enabled").verdict == verdict
-    assert doctor.huge_pages(tmp_path / "absent").verdict == "note"
+    assert doctor_machine.huge_pages(tmp_path / "enabled").verdict == verdict
+    assert doctor_machine.huge_pages(tmp_path / "absent").verdict == "note"
 
 
 def test_a_level_below_the_processors_own_is_noted() -> None:
-    assert doctor.instructions("cpu", "native", "avx2").verdict == "ok"
-    assert "unset LLM_CPU_ISA" in doctor.instructions("cpu", "avx2", "avx512f").next_step
+    assert doctor_machine.instructions("cpu", "native", "avx2").verdict == "ok"
+    assert "unset LLM_CPU_ISA" in doctor_machine.instructions("cpu", "avx2", "avx512f").next_step
+
+
+@pytest.mark.parametrize(
+    ("cores", "asked", "bound", "verdict", "words"),
+    [
+        ([0, 2, 5], None, None, "ok", "a thread each on 2, 5"),
+        ([0, 2], "2", None, "ok", "a thread each on 2;"),
+        ([0, 2, 4], "2", None, "note", "2 threads for 3 cores"),
+        ([0], "2", None, "note", "2 threads for 1 core,"),
+        ([0, 2], None, "close", "ok", "OMP_PROC_BIND=close"),
+        ([3], None, None, "ok", "one thread"),
+        ([3, 4], "1", None, "ok", "one thread"),
+    ],
+)
+def test_it_says_whether_each_thread_keeps_a_core(
+    cores: list[int], asked: str | None, bound: str | None, verdict: str, words: str
+) -> None:
+    found = doctor_machine.pinning(cores, asked, bound)
+
+    assert found.verdict == verdict
+    assert words in found.found
+    assert bool(found.next_step) == (verdict == "note")

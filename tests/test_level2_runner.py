@@ -17,7 +17,7 @@ from core.discovery import Plugins, collect
 from core.engine.build import build_engine
 from core.engine.engine import Engine
 from core.engine.request import Request
-from core.errors import ConfigError, UnsupportedShape
+from core.errors import ConfigError, ContractViolation, UnsupportedShape
 from core.hookspecs import GROUP
 
 LENGTH = 24
@@ -124,6 +124,21 @@ def test_the_ledger_names_who_runs_the_model(start: Any) -> None:
     assert runner("numpy") == [("numpy", "NumpyRunner")]
     assert runner("static") == [("static", "StaticRunner")]
     assert runner("cpu") == [("core", "ModelRunner")]
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        ("runner", r"platform static: runner\(\) returned a str: None or a subclass of .*Runner is expected"),
+        ("defaults", r"platform static: defaults\(\) returned 'anything'; Defaults are expected"),
+    ],
+)
+def test_a_factory_that_returns_something_else_breaks_the_contract(
+    start: Any, monkeypatch: pytest.MonkeyPatch, factory: str, message: str
+) -> None:
+    monkeypatch.setattr(f"level2_static.StaticPlatform.{factory}", lambda self, *given: "anything")
+    with pytest.raises(ContractViolation, match=message):
+        start("static")
 
 
 def test_the_stage_that_was_replaced_is_the_one_that_runs(start: Any, prompts: list[list[int]]) -> None:

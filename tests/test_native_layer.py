@@ -191,6 +191,7 @@ def test_a_model_with_a_layer_that_cannot_be_served_is_rejected_with_the_reason(
     library: NativeLibrary,
 ) -> None:
     odd = AttentionSpec(num_heads=2, num_kv_heads=1, head_dim=72, scale=1.0, dtype="float32", block_size=16)
+    assert kernels.implementations(library).keys() == {*kernels.NAMES}
     offered = kernels.implementations(library)["decoder_layer"]
     assert "head_dim is 72" in str(offered.rejects(KernelRequest(dtype="float32", attention=(odd,))))
     assert "not float16" in str(offered.rejects(KernelRequest(dtype="float16")))

@@ -60,7 +60,7 @@ def test_the_wheel_installs_these_names_and_no_other(wheel: zipfile.ZipFile) -> 
 
 def test_the_wheel_holds_every_module_and_kernel_source_and_nothing_else(wheel: zipfile.ZipFile) -> None:
     files = (path for package in PACKAGES for path in (ROOT / package).rglob("*"))
-    expected = {str(p.relative_to(ROOT)) for p in files if p.suffix in (".py", ".cpp", ".h")}
+    expected = {str(p.relative_to(ROOT)) for p in files if p.suffix in (".py", ".cpp", ".h", ".txt", ".json")}
     shipped = {name for name in wheel.namelist() if not name.startswith(METADATA)}
     assert shipped == expected
 

@@ -14,8 +14,11 @@ import openai
 import pytest
 from parity import Reference, assert_greedy_parity
 
+from core.conformance.levels import LEVELS
+
 SOURCE = Path(__file__).parent / "toy_platform"
 LENGTH = 24
+BRIEF = ("ops", "attention", "memory", "engine", "server")
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": {"sliding_window": 20},
@@ -91,6 +94,19 @@ def test_it_passes_the_parity_tests_of_every_family(
             what: providers[what] for what in ("platform", "attention", "linear", "rms_norm")
         } == dict.fromkeys(("platform", "attention", "linear", "rms_norm"), "toy")
         assert providers["rotary"] == "reference" and providers["runner"] == "core"
+
+
+@pytest.mark.parametrize("levels", [BRIEF, pytest.param(tuple(LEVELS), marks=pytest.mark.slow)], ids=len)
+def test_it_passes_every_level_of_the_conformance_kit(
+    environment: dict[str, str], levels: tuple[str, ...]
+) -> None:
+    options = ["--platform", "toy", "--quick", "--json", *(f"--level={level}" for level in levels)]
+    done = python(environment, "-m", "cli", "conformance", *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout)
+    assert {name: level["wrong"] for name, level in found["levels"].items()} == dict.fromkeys(levels, 0)
+    assert all(level["passed"] > 5 for level in found["levels"].values())
+    assert (found["distribution"], found["lines"]["other"]) == ("toy-platform", 0)
 
 
 @contextmanager

@@ -42,22 +42,24 @@ def paged_batch(
     )
 
 
-def poison(dtype: torch.dtype) -> float:
-    """What no slot holds that was written: NaN, or in bytes all ones, which are NaN where they are a scale."""
+def poison(dtype: torch.dtype, *, old: bool = False) -> float:
+    """What no slot holds that was written: NaN, or in bytes all ones, which are NaN where they are a scale.
+
+    old  a large number instead, such as another sequence may have left: some ways of reading it hide a NaN
+    """
+    if old:
+        return 30.0 if dtype.is_floating_point else 77
     return math.nan if dtype.is_floating_point else 255 if dtype == torch.uint8 else -1
 
 
-def is_poison(storage: Tensor) -> Tensor:
-    """Where a cache holds poison, as bool."""
-    return storage.isnan() if storage.is_floating_point() else storage == poison(storage.dtype)
-
-
-def poisoned_cache(attention: Attention, num_blocks: int, torch_device: str) -> LayerCache:
+def poisoned_cache(
+    attention: Attention, num_blocks: int, torch_device: str, *, old: bool = False
+) -> LayerCache:
     """One layer's cache, all of it poison."""
     layout = attention.layout(num_blocks)
     dtype: torch.dtype = getattr(torch, layout.dtype or attention.spec.dtype)
     keys, values = (
-        torch.full(layout.shape, poison(dtype), dtype=dtype, device=torch_device) for _ in range(2)
+        torch.full(layout.shape, poison(dtype, old=old), dtype=dtype, device=torch_device) for _ in range(2)
     )
     return LayerCache(keys, values, layout.block_axis)
 

@@ -18,6 +18,12 @@ class AttentionShape:
 
     scale           multiplies the scores, usually head_dim ** -0.5
     sliding_window  a token sees itself and the window - 1 tokens before it; None: all before it
+    soft_cap        bends scores towards this limit, soft_cap * tanh(score / soft_cap); None: they stay as they are
+    alibi           adds slope * (position of the key - position of the query), with `alibi_slopes` of the heads
+
+    In this order: score = scale * query @ key, the soft cap, ALiBi, what may not be seen, softmax. None of it is
+    rounded to less than the model dtype, and distances are exact.
+    Source: Gemma 2, Gemma Team 2024, section 2 (soft cap); ALiBi, Press et al. 2021.
     """
 
     num_heads: int
@@ -25,6 +31,20 @@ class AttentionShape:
     head_dim: int
     scale: float
     sliding_window: int | None = None
+    soft_cap: float | None = None
+    alibi: bool = False
+
+
+def alibi_slopes(num_heads: int) -> tuple[float, ...]:
+    """How steeply each head's scores fall with distance, per token; ALiBi, Press et al. 2021, section 3.
+
+    A power of two gives 2 ** (-8 * i / num_heads) for i = 1 and up. Other counts take the slopes of the next lower
+    power of two, then every other one of the next higher.
+    """
+    lower = 1 << (num_heads.bit_length() - 1)
+    slopes = [2.0 ** (-8 * i / lower) for i in range(1, lower + 1)]
+    between = [2.0 ** (-4 * i / lower) for i in range(1, 2 * (num_heads - lower), 2)]
+    return (*slopes, *between)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +100,8 @@ class AttentionBatch:
     lengths       per sequence, tokens in the cache once this step's are written
     num_decodes   how many leading sequences have exactly one new token
     query_start   [num_seqs + 1], int32, on the device: offsets into the flattened tokens
-    block_tables  [num_seqs, max_blocks], int32, on the device: block of each block_size tokens; 0 past the
-                  length, and for blocks that a sliding window has left behind
+    block_tables  [num_seqs, max_blocks], int32, on the device: block of each block_size tokens; 0, whose contents
+                  are anything, past the length and for blocks that a sliding window has left behind
     seq_lengths   [num_seqs], int32, on the device: `lengths`
     slot_mapping  [num_tokens], int64, on the device: block * block_size + offset where each token is written
 

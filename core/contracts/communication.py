@@ -18,7 +18,11 @@ class Group:
 
 
 class Communication(ABC):
-    """One rank's end of a group. Every rank calls the same collectives in the same order."""
+    """One rank's end of a group, on one device. Every rank calls the same collectives in the same order.
+
+    Tensors are on the device that `Platform.communication` was told, and so are results. A tensor that is given
+    stays as it is unless its method says otherwise. A result is the caller's: no later call changes it.
+    """
 
     group: Group
 
@@ -32,7 +36,10 @@ class Communication(ABC):
 
     @abstractmethod
     def reduce_scatter(self, tensor: "Tensor") -> "Tensor":
-        """[size * d0, ...] -> [d0, ...]: the sum over ranks, of which each keeps its own slice."""
+        """[size * d0, ...] -> [d0, ...]: the sum over ranks, of which each keeps its own slice.
+
+        Raises UnsupportedShape, on every rank, when the tensor has no `size` equal slices.
+        """
 
     @abstractmethod
     def broadcast(self, tensor: "Tensor", source: int) -> "Tensor":
@@ -40,11 +47,14 @@ class Communication(ABC):
 
     @abstractmethod
     def all_to_all(self, tensor: "Tensor") -> "Tensor":
-        """[size * d0, ...]: slice i goes to rank i; returns the slices received, in rank order."""
+        """[size * d0, ...]: slice i goes to rank i; returns the slices received, in rank order.
+
+        Raises UnsupportedShape, on every rank, when the tensor has no `size` equal slices.
+        """
 
     @abstractmethod
     def send(self, tensor: "Tensor", destination: int) -> None:
-        """Send to one rank, which calls `receive`."""
+        """Send to one rank, which calls `receive`. May wait until it does."""
 
     @abstractmethod
     def receive(self, tensor: "Tensor", source: int) -> "Tensor":

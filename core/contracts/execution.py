@@ -15,7 +15,10 @@ class Execution(ABC):
     """Eager execution, unless overridden."""
 
     def set_up(self) -> None:
-        """Prepare the process: threads, affinity, streams. Called once, before the first allocation."""
+        """Prepare the process: threads, affinity, streams. Called before the first allocation.
+
+        A process may load several models, so that it is called again; then nothing is left to do.
+        """
 
     def wrap(self, forward: Forward) -> Forward:
         """The function that runs in every step instead of `forward`: compiled, captured, timed or as it is."""

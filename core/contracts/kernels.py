@@ -1,8 +1,8 @@
 """Kernels: declared once by the core, implemented by whoever is faster.
 
 A `Kernel` is the declaration: its name, the reference that defines what it computes, inputs to try it on,
-and the tolerance per dtype. Dispatch, conformance and documentation are all derived from it. An
-`Implementation` is a platform's version, with the same signature as the reference.
+the tolerance per dtype, and what a call costs at least. Dispatch, conformance, measurements and documentation are all
+derived from it. An `Implementation` is a platform's version, with the same signature as the reference.
 
 A prepared kernel takes weights once and returns the function that is called in every step, so that a
 platform owns the layout of its weights: `linear(weight, bias)` returns `apply(x)`.
@@ -85,13 +85,27 @@ class Case:
     cached: CachedSequences | None = None
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What one call takes at least, whoever implements it.
+
+    bytes_moved  read and written, each once: weights in the form in which they are given, inputs, outputs, and the
+                 cached keys and values that are seen. What a fused version keeps to itself is not among them
+    flops        a multiplication and the addition to its sum are 2; a comparison or an exponential is 1
+    """
+
+    bytes_moved: int
+    flops: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Kernel:
     """The declaration of one operation.
 
     reference   defines the result; for a composed kernel, its first argument is the `Kernels` to compose
-    cases       (dtype name, seed) -> inputs that cover its shapes, edges included
+    cases       (dtype name, seed) -> inputs that cover its shapes, edges included; the most telling ones first
     tolerance   per dtype name
+    cost        of a call on the inputs of a case; its docstring says it in words
     prepared    the reference takes weights and returns the function called per step
     composed    names of the finer kernels it is made of; empty for a fine kernel
     given_away  how many leading arguments of a call it may overwrite, and return
@@ -101,6 +115,7 @@ class Kernel:
     reference: Callable[..., Any]
     cases: Callable[[str, int], Iterator[Case]]
     tolerance: Mapping[str, Tolerance]
+    cost: Callable[[Case], Cost]
     prepared: bool = False
     composed: tuple[str, ...] = ()
     given_away: int = 0

@@ -118,6 +118,7 @@ class GgufMapping:
 class Architecture:
     """One entry of a checkpoint's `architectures`. Imports nothing heavy until `build` is called.
 
+    contract  (major, minor) of the model contract that it was written for
     describe  config.json -> ModelDescription; raises ConfigError naming the key it cannot accept
     build     takes every weight it needs and returns the model
     """
@@ -127,3 +128,4 @@ class Architecture:
     describe: Callable[[Mapping[str, Any]], ModelDescription]
     build: Callable[[ModelDescription, Weights, Parts], Model]
     gguf: GgufMapping | None = None
+    contract: tuple[int, int] = (1, 0)

@@ -20,6 +20,14 @@ if TYPE_CHECKING:
     from core.native.toolchain import NativeBuild
 
 
+FEATURES: Mapping[str, str] = {
+    "sliding_window": "a token sees itself and so many tokens before it",
+    "soft_cap": "scores are bent towards a limit, soft_cap * tanh(score / soft_cap)",
+    "alibi": "scores fall with distance, by a slope of each head's own",
+}
+"""What attention may be asked for beyond causal full attention, and what it means."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Device:
     """One device that a probe found. `torch_device` is what torch calls it, "cpu" or "toy:0"."""
@@ -59,7 +67,7 @@ class Capabilities:
     dtypes           model dtypes by torch name, preferred first
     block_sizes      tokens per KV-cache block it accepts, preferred first
     head_dims        attention head sizes it accepts; None: any
-    features         attention features beyond causal full attention: "sliding_window"
+    features         what its attention does beyond causal full attention; names of FEATURES
     weight_formats   formats in which its kernels take weights as they are, by name; see `quantization.FORMATS`
     kv_cache_dtypes  what its attention rounds keys and values to, besides the model dtype: "int8"
     alignment_bytes  every allocation's size is a multiple of this
@@ -90,7 +98,7 @@ class Defaults:
 class Platform(ABC):
     """One kind of hardware. Constructed once, without arguments, when a process starts.
 
-    contract     (major, minor) of `core.contracts` it was written for
+    contract     (major, minor) of the platform contract that it was written for; see `versions.VERSIONS`
     name         what the user types after --platform
     device_type  torch's name of the device type
     summary      one line for `llm platforms`
@@ -123,8 +131,11 @@ class Platform(ABC):
         """The device's memory."""
         return None
 
-    def communication(self, group: "Group") -> "Communication | None":
-        """Collectives among the ranks of `group`, of which this process is one."""
+    def communication(self, group: "Group", device: Device) -> "Communication | None":
+        """Collectives on `device` among the ranks of `group`, of which this process is one.
+
+        Raises UnsupportedShape with the reason when it has none for such a group.
+        """
         return None
 
     def kernels(self, device: Device) -> "Mapping[str, Implementation]":

@@ -8,12 +8,13 @@ from typing import Any, cast
 from core.clock import StageClock
 from core.config import EngineConfig, resolve
 from core.contracts.model import Architecture
-from core.contracts.platform import Device, Platform
+from core.contracts.platform import Defaults, Device, Platform
 from core.contracts.runner import Runner, RunnerContext
 from core.discovery import Plugins, load_plugins
 from core.engine.budget import CachePlan, cache_groups, check_weights, plan_cache
 from core.engine.engine import Engine, EngineInfo
-from core.errors import BadCheckpoint, RequestError, UnsupportedArchitecture
+from core.errors import BadCheckpoint, ContractViolation, RequestError, UnsupportedArchitecture
+from core.integrity import foreign, refusal
 from core.ledger import Ledger
 from core.sampling_params import SamplingParams
 from core.weights.checkpoint import Checkpoint, open_checkpoint
@@ -55,7 +56,7 @@ def build_engine(
     if not config.skip_tokenizer_init:
         located(tokenizer_path)
     checkpoint = open_checkpoint(path, plugins.architectures)
-    context = _context(config, platform, device, checkpoint, plugins.architectures)
+    context = decide(config, platform, device, checkpoint, plugins.architectures)
     eos = eos_token_ids(checkpoint, context.description.vocab_size)
     defaults = sampling_defaults(config, checkpoint)
     progress(f"loading {config.model} in {context.settings.dtype} on {platform.name}")
@@ -112,21 +113,25 @@ def _paths(config: EngineConfig, plugins: Plugins, progress: Progress) -> tuple[
     return path, locate_model(config.tokenizer, None, plugins.sources, plugins.aliases, progress)
 
 
-def _context(
+def decide(
     config: EngineConfig,
     platform: Platform,
     device: Device,
     checkpoint: Checkpoint,
     architectures: Mapping[str, Architecture],
 ) -> RunnerContext:
-    """Everything decided, nothing taken yet."""
+    """What model and settings come to on the platform. Everything decided, nothing taken yet."""
     architecture = find_architecture(checkpoint, architectures)
     description = architecture.describe(checkpoint.config)
     capabilities = platform.capabilities(device)
     ledger = Ledger()
     ledger.record("platform", platform.name, f"{device.name} ({device.torch_device})")
     ledger.record("architecture", architecture.name, architecture.family)
-    defaults = platform.defaults(description, device)
+    defaults: Any = platform.defaults(description, device)
+    if not isinstance(defaults, Defaults):
+        raise ContractViolation(
+            f"platform {platform.name}: defaults() returned {defaults!r}; Defaults are expected"
+        )
     return RunnerContext(
         settings=resolve(config, description, capabilities, defaults, checkpoint.formats()),
         description=description,
@@ -151,9 +156,12 @@ def _quantization(context: RunnerContext) -> str:
 
 def _loaded(context: RunnerContext) -> tuple[Runner, CachePlan]:
     """A runner with its weights and its cache; closed again when one of them fails."""
-    runner = _runner(context)
+    runner = runner_for(context)
     try:
-        return runner, _load(runner, context)
+        plan = _load(runner, context)
+        if replaced := foreign(type(context.platform).__module__.partition(".")[0]):
+            raise ContractViolation(f"platform {context.platform.name} {refusal(replaced)}")
+        return runner, plan
     except BaseException:
         runner.close()
         raise
@@ -161,17 +169,10 @@ def _loaded(context: RunnerContext) -> tuple[Runner, CachePlan]:
 
 def _load(runner: Runner, context: RunnerContext) -> CachePlan:
     """Weights, then the cache, each checked against the memory before it is taken."""
-    settings = context.settings
-    formats = WeightFormats(
-        checkpoint=context.checkpoint,
-        dtype=settings.dtype,
-        quantization=settings.quantization,
-        accepted=context.capabilities.weight_formats,
-    )
-    check_weights(settings, formats.weight_bytes(), runner.memory_statistics().free)
+    check_weights(context.settings, weight_bytes(context), runner.memory_statistics().free)
     runner.load()
     plan = plan_cache(
-        settings,
+        context.settings,
         context.groups,
         [runner.block_bytes(group) for group in context.groups],
         context.capabilities.alignment_bytes,
@@ -179,6 +180,17 @@ def _load(runner: Runner, context: RunnerContext) -> CachePlan:
     )
     runner.allocate_cache(plan.num_blocks)
     return plan
+
+
+def weight_bytes(context: RunnerContext) -> int:
+    """Of the whole model, in the formats in which its weights would be held."""
+    formats = WeightFormats(
+        checkpoint=context.checkpoint,
+        dtype=context.settings.dtype,
+        quantization=context.settings.quantization,
+        accepted=context.capabilities.weight_formats,
+    )
+    return formats.weight_bytes()
 
 
 def _check_layers(context: RunnerContext) -> None:
@@ -190,9 +202,13 @@ def _check_layers(context: RunnerContext) -> None:
         check_capabilities(context.platform, context.capabilities, settings.attention_spec(shape))
 
 
-def _runner(context: RunnerContext) -> Runner:
+def runner_for(context: RunnerContext) -> Runner:
+    """The platform's own, or the core's. It has loaded nothing, and the ledger says who serves it."""
     _check_layers(context)
-    own = context.platform.runner(context)
+    own: Any = context.platform.runner(context)
+    if own is not None and not isinstance(own, Runner):
+        returned = f"platform {context.platform.name}: runner() returned a {type(own).__name__}"
+        raise ContractViolation(f"{returned}: None or a subclass of core.contracts.runner.Runner is expected")
     if own is not None:
         context.ledger.record("runner", context.platform.name, type(own).__name__)
         return own

@@ -40,7 +40,7 @@ class ModelRunner(Runner):
         self.memory = dispatch.resolve_memory(platform, device, ledger)
         specs = self._specs()
         self.kernels = dispatch.resolve_kernels(
-            platform, device, settings.dtype, ledger, tuple(dict.fromkeys(specs))
+            platform, device, settings.dtype, ledger, tuple(dict.fromkeys(specs)), tried=True
         )
         self.attention = self._resolve_attention(specs)
         self.caches: tuple[LayerCache, ...] = ()

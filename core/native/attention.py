@@ -146,6 +146,10 @@ def unsupported(spec: AttentionSpec) -> str | None:
     if spec.quantized and spec.cache_dtype not in CACHE_DTYPES:
         kept = ", ".join(sorted(CACHE_DTYPES))
         return f"keeps keys and values in {spec.dtype} or {kept}, not {spec.cache_dtype}"
+    if spec.soft_cap is not None:
+        return f"soft_cap is {spec.soft_cap:g}; the scores of its kernels have no cap"
+    if spec.alibi:
+        return "alibi is asked for; the scores of its kernels do not fall with distance"
     if spec.head_dim % _LANES or spec.head_dim > MAX_HEAD_DIM:
         return f"head_dim is {spec.head_dim}; multiples of {_LANES} up to {MAX_HEAD_DIM} are accepted"
     if spec.block_size % _LANES:

@@ -8,7 +8,14 @@ from pathlib import Path
 
 def available_cores() -> list[int]:
     """Processor numbers, one of each core, ascending. A thread that is bound to a core sees only that one."""
-    return one_of_each_core(os.sched_getaffinity(0))
+    return one_of_each_core(usable_processors())
+
+
+def usable_processors() -> set[int]:
+    """The processor numbers that this process may use: all there are, where the system restricts none, as on macOS."""
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return {*range(os.cpu_count() or 1)}
 
 
 def hardware_threads(cpu: int) -> set[int]:

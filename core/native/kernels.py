@@ -18,15 +18,30 @@ from core.native import layer, linear
 from core.native.attention import DTYPES
 from core.native.library import NativeLibrary
 
+NAMES = (
+    "linear",
+    "gated_mlp",
+    "rms_norm",
+    "add_rms_norm",
+    "rotary",
+    "silu_and_mul",
+    "argmax",
+    "decoder_layer",
+)
+"""Of the kernels that a library has."""
+
 _NUMBERS: Mapping[torch.dtype, int] = {getattr(torch, name): number for name, number in DTYPES.items()}
 _Step = Callable[[Tensor], Tensor]
 
 
 def implementations(library: NativeLibrary | str) -> Mapping[str, Implementation]:
-    """Every kernel that the library has, by name; where there is none, one that is rejected with the reason."""
+    """Every kernel of the library, by name. Where there is no library, each is rejected with the reason."""
     if isinstance(library, str):
-        layer_reference = reference.KERNELS["decoder_layer"].reference
-        return {"decoder_layer": Implementation(function=layer_reference, rejects=lambda _: library)}
+        stand_ins, reason = reference.assemble({}), library
+        return {
+            name: Implementation(function=getattr(stand_ins, name), rejects=lambda _: reason)
+            for name in NAMES
+        }
     small = SmallKernels(library)
     weighty = {"linear": _linear, "gated_mlp": _gated_mlp}
     return {

@@ -42,12 +42,13 @@ def native_library(build: NativeBuild) -> NativeLibrary | str:
 
 
 def openmp_library() -> Path:
-    """The OpenMP library that torch has loaded. Raises OSError when it has none."""
+    """The OpenMP library that torch has loaded; other packages may have brought theirs. Raises OSError for none."""
     import torch
 
+    folder = str(Path(torch.__file__).parent)  # or torch.libs beside it
     mapped = {line.split(maxsplit=5)[-1] for line in Path("/proc/self/maps").read_text().splitlines()}
     for name in _OPENMP:
-        for path in sorted(mapped):
+        for path in sorted(mapped, key=lambda path: (not path.startswith(folder), path)):
             if Path(path).name.startswith((f"{name}.", f"{name}-")):
                 return Path(path)
     raise OSError(f"torch {torch.__version__} has loaded no OpenMP library, whose threads the kernels share")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from core.contracts.platform import Capabilities, Defaults, Device, Platform, Probe
 from core.contracts.quantization import FORMATS
-from core.errors import UnsupportedShape
+from core.errors import ConfigError, UnsupportedShape
 from core.native.cores import available_cores
 from core.native.toolchain import NativeBuild, obtainable
 
@@ -34,6 +34,10 @@ class NativePlatform(Platform):
     def probe(self) -> Probe:
         if importlib.util.find_spec("torch") is None:
             return Probe(available=False, reason="torch is not installed")
+        try:
+            self._build()
+        except ConfigError as error:  # a level that was asked for, and is not there
+            return Probe(available=False, reason=str(error))
         count = len(available_cores())
         name = f"{host.machine()}, {count} core{'s' if count != 1 else ''}"
         return Probe(available=True, reason=name, devices=(Device(name=name, torch_device="cpu"),))
@@ -43,6 +47,8 @@ class NativePlatform(Platform):
         return Capabilities(
             dtypes=("bfloat16", "float32"),
             block_sizes=(16, 8, 32, 64, 128),
+            # What the kernels do not do of these, torch operations or the reference do.
+            features=frozenset({"sliding_window", "soft_cap", "alibi"}),
             weight_formats=frozenset(FORMATS) if obtainable(self._build()) else frozenset(),
             kv_cache_dtypes=frozenset({"int8"}),
         )
@@ -72,7 +78,13 @@ class NativePlatform(Platform):
         from core.native.kernels import implementations
         from core.native.library import native_library
 
-        return implementations(native_library(self._build()))
+        library = native_library(self._build())
+        offered = implementations(library)
+        return {**offered, **self._stand_ins()} if isinstance(library, str) else offered
+
+    def _stand_ins(self) -> "Mapping[str, Implementation]":
+        """What serves better than the reference where the kernels cannot be had."""
+        return {}
 
     def execution(self, device: Device) -> "Execution":
         from core.native.execution import PinnedExecution

@@ -3,6 +3,7 @@
     argmax.py decoder_layer.py embedding.py linear.py norm.py rotary.py sample.py
                         kernels, each declared next to its function
     inputs.py           random inputs and tolerances for their cases
+    costs.py            what their costs are counted from
     attention.py        ReferenceAttention
     memory.py           HostMemory
     communication.py    connect: collectives over gloo
@@ -12,6 +13,7 @@ Importing this package imports torch.
 """
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from core.contracts.kernels import Kernel, Kernels
@@ -23,21 +25,19 @@ from core.reference.norm import ADD_RMS_NORM, RMS_NORM
 from core.reference.rotary import ROTARY
 from core.reference.sample import SAMPLE
 
-KERNELS: dict[str, Kernel] = {
-    kernel.name: kernel
-    for kernel in (
-        EMBEDDING,
-        LINEAR,
-        RMS_NORM,
-        ADD_RMS_NORM,
-        ROTARY,
-        SILU_AND_MUL,
-        GATED_MLP,
-        DECODER_LAYER,
-        ARGMAX,
-        SAMPLE,
-    )
-}
+_DECLARED = (
+    EMBEDDING,
+    LINEAR,
+    RMS_NORM,
+    ADD_RMS_NORM,
+    ROTARY,
+    SILU_AND_MUL,
+    GATED_MLP,
+    DECODER_LAYER,
+    ARGMAX,
+    SAMPLE,
+)
+KERNELS: Mapping[str, Kernel] = MappingProxyType({kernel.name: kernel for kernel in _DECLARED})
 """Every declared kernel, by name: the fields of `core.contracts.kernels.Kernels`."""
 
 

@@ -15,7 +15,14 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from core.contracts.attention import Attention, AttentionBatch, AttentionSpec, CacheLayout, LayerCache
+from core.contracts.attention import (
+    Attention,
+    AttentionBatch,
+    AttentionSpec,
+    CacheLayout,
+    LayerCache,
+    alibi_slopes,
+)
 
 _SCALE_BYTES = 4
 _AT_ONCE = 2**19  # elements of gathered keys, or of scores, that are worked on together: they stay in a cache
@@ -35,24 +42,36 @@ def dequantized_rows(stored: Tensor) -> Tensor:
     return numbers.contiguous().view(torch.int8).float() * scale.contiguous().view(torch.float32)
 
 
+def bend_scores(scores: Tensor, soft_cap: float | None, bias: Tensor | None) -> Tensor:
+    """Scaled scores, overwritten: under the soft cap, then with ALiBi's bias, which broadcasts to them."""
+    if soft_cap is not None:
+        scores = scores.div_(soft_cap).tanh_().mul_(soft_cap)
+    return scores if bias is None else scores.add_(bias)
+
+
 @dataclass(frozen=True, slots=True)
 class _Part:
     """B sequences with Q new tokens each, attended to together.
 
-    rows    the part's rows among the step's tokens, B * Q of them
-    slots   [B, L], int64: the slots of the tokens that any of them sees
-    hidden  [B, 1, Q, L], bool: what a token must not see
+    rows      the part's rows among the step's tokens, B * Q of them
+    slots     [B, L], int64: the slots of the tokens that any of them sees
+    hidden    [B, 1, Q, L], bool: what a token must not see
+    distance  [B, 1, Q, L], float32: position of a key less that of the token, for ALiBi; None without it
     """
 
     rows: slice
     slots: Tensor
     hidden: Tensor
+    distance: Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
+    """slopes: [Hkv, Hq / Hkv, 1, 1], float32, for ALiBi; None without it."""
+
     slot_mapping: Tensor
     parts: tuple[_Part, ...]
+    slopes: Tensor | None
 
 
 class ReferenceAttention(Attention):
@@ -68,7 +87,11 @@ class ReferenceAttention(Attention):
         return CacheLayout((*shape, self.spec.head_dim), 0)
 
     def plan(self, batch: AttentionBatch) -> _Plan:
-        return _Plan(batch.slot_mapping, tuple(self._parts(batch)))
+        slopes = None
+        if self.spec.alibi:
+            each = torch.tensor(alibi_slopes(self.spec.num_heads), dtype=torch.float32)
+            slopes = each.view(self.spec.num_kv_heads, -1, 1, 1).to(batch.block_tables.device)
+        return _Plan(batch.slot_mapping, tuple(self._parts(batch)), slopes)
 
     def write(self, key: Tensor, value: Tensor, cache: LayerCache, plan: _Plan) -> None:
         for storage, new in ((cache.keys, key), (cache.values, value)):
@@ -80,7 +103,7 @@ class ReferenceAttention(Attention):
         keys, values = self._tokens(cache.keys), self._tokens(cache.values)
         for part in plan.parts:
             seen = [self._gather(storage, part.slots.flatten()) for storage in (keys, values)]
-            output[part.rows] = self._attend(query[part.rows], seen[0], seen[1], part.hidden)
+            output[part.rows] = self._attend(query[part.rows], seen[0], seen[1], part, plan.slopes)
         return output
 
     def _tokens(self, storage: Tensor) -> Tensor:
@@ -92,9 +115,11 @@ class ReferenceAttention(Attention):
         chosen = tokens.index_select(0, slots)
         return dequantized_rows(chosen) if self.spec.quantized else chosen.float()
 
-    def _attend(self, query: Tensor, keys: Tensor, values: Tensor, hidden: Tensor) -> Tensor:
-        """query [B * Q, Hq, D], keys and values [B * L, Hkv, D] float32, hidden [B, 1, Q, L]; like query."""
-        spec, (batch, _, count, width) = self.spec, hidden.shape
+    def _attend(
+        self, query: Tensor, keys: Tensor, values: Tensor, part: _Part, slopes: Tensor | None
+    ) -> Tensor:
+        """query [B * Q, Hq, D], keys and values [B * L, Hkv, D] float32; like query."""
+        spec, (batch, _, count, width) = self.spec, part.hidden.shape
         group = spec.num_heads // spec.num_kv_heads
         wide = (query.float() * spec.scale).view(batch, count, spec.num_kv_heads, group, spec.head_dim)
         output = torch.empty(wide.shape, dtype=wide.dtype, device=wide.device)
@@ -102,7 +127,9 @@ class ReferenceAttention(Attention):
             rows = wide[:, :, head].transpose(1, 2).reshape(batch, group * count, spec.head_dim)
             key, value = (tensor[:, head].view(batch, width, spec.head_dim) for tensor in (keys, values))
             scores = torch.bmm(rows, key.transpose(1, 2)).view(batch, group, count, width)
-            weights = torch.softmax(scores.masked_fill_(hidden, -torch.inf), dim=-1)
+            bias = None if slopes is None or part.distance is None else slopes[head] * part.distance
+            scores = bend_scores(scores, spec.soft_cap, bias)
+            weights = torch.softmax(scores.masked_fill_(part.hidden, -torch.inf), dim=-1)
             attended = torch.bmm(weights.view(batch, group * count, width), value)
             output[:, :, head] = attended.view(batch, group, count, spec.head_dim).transpose(1, 2)
         return output.view(query.shape).to(query.dtype)
@@ -144,10 +171,9 @@ class ReferenceAttention(Attention):
         width = max(before + count - start for before, start in zip(context, oldest, strict=True))
         newest = torch.tensor(context, device=device)[:, None] + torch.arange(count, device=device)  # [B, Q]
         seen = torch.tensor(oldest, device=device)[:, None] + torch.arange(width, device=device)  # [B, L]
-        hidden = seen[:, None] > newest[:, :, None]  # [B, Q, L]
-        if window is not None:
-            hidden |= seen[:, None] <= newest[:, :, None] - window
+        ahead = seen[:, None] - newest[:, :, None]  # [B, Q, L]
+        hidden = ahead > 0 if window is None else (ahead > 0) | (ahead <= -window)
         seen = torch.minimum(seen, newest[:, -1:])
         slots = batch.block_tables[sequences].gather(1, seen // size).long() * size + seen % size
         rows = slice(row, row + count * len(context))
-        return _Part(rows, slots, hidden[:, None])
+        return _Part(rows, slots, hidden[:, None], ahead[:, None].float() if self.spec.alibi else None)

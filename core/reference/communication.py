@@ -20,6 +20,8 @@ _COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # a rank may wait long for the next
 def connect(group: Group) -> Communication:
     """This rank's end of the group. Returns once every rank has called it; a group of one needs no meeting.
 
+    It is told no device: tensors go through the host's memory, and results to the device that the tensor came from.
+
     Raises ConfigError for an impossible group, PlatformError when the ranks do not meet.
     """
     if not 0 <= group.rank < group.size:
@@ -45,6 +47,8 @@ class AloneCommunication(Communication):
         return tensor
 
     def broadcast(self, tensor: Tensor, source: int) -> Tensor:
+        if source != 0:
+            raise self._nobody(source)
         return tensor
 
     def all_to_all(self, tensor: Tensor) -> Tensor:

@@ -1,13 +1,14 @@
 """A layer of a Llama-like decoder: attention and gated MLP, each behind a norm, each added to the stream."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from torch import Tensor
 
 from core.contracts.attention import Attention, AttentionShape, LayerCache
-from core.contracts.kernels import CachedSequences, Case, DecoderLayerWeights, Kernel, Kernels
+from core.contracts.kernels import CachedSequences, Case, Cost, DecoderLayerWeights, Kernel, Kernels
+from core.reference.costs import GATE_FLOPS, NORM_FLOPS, ROTARY_FLOPS, product_flops, sight, stored_bytes
 from core.reference.inputs import Inputs, rounded
 
 Apply = Callable[..., tuple[Tensor, Tensor]]
@@ -16,7 +17,11 @@ _EPS = 1e-5
 
 
 def decoder_layer(kernels: Kernels, attention: Attention, weights: DecoderLayerWeights, eps: float) -> Apply:
-    """eps is that of every norm -> a function (x, residual, cos, sin, cache, plan, rows=None) -> (x, residual).
+    """One layer -> a function (x, residual, cos, sin, cache, plan, rows=None) -> (x, residual).
+
+    attention   of this layer, already chosen
+    weights     shapes are those of `DecoderLayerWeights`, in core/contracts/kernels.py
+    eps         of every norm
 
     x           [N, H]: what the layer before added to the stream
     residual    [N, H]: the stream without it; None in the first layer, where x is the stream
@@ -107,6 +112,8 @@ def _cases(dtype: str, seed: int) -> Iterator[Case]:
     yield _case(inputs, "no row, only the cache", small, 64, ((9, 30),), rows=())
     windowed = replace(plain, sliding_window=8)
     yield _case(inputs, "a chunk behind a window", windowed, 96, ((6, 20),), rotary_dim=32)
+    wide = AttentionShape(num_heads=2, num_kv_heads=1, head_dim=128, scale=128**-0.5)
+    yield _case(inputs, "decodes, heads of 128", wide, 64, ((1, 20), (1, 3)))
 
 
 def _case(
@@ -144,11 +151,54 @@ def _case(
     )
 
 
+def _cost(case: Case) -> Cost:
+    """Every weight as it is stored, x, the residual, the rotation and the cached keys and values that are seen are
+    read; new keys and values and the rows asked for, twice, are written. Flops are those of the parts: products,
+    norms, rotation, gate, and 4 * Hq * D for each row and token that it sees. Tokens whose rows nobody asks for need
+    keys and values alone.
+    """
+    return Cost(_bytes_moved(case), _flops(case))
+
+
+def _bytes_moved(case: Case) -> int:
+    assert case.cached is not None
+    weights, shape, seen = case.prepare[0], case.cached.shape, sight(case.cached)
+    x, residual, cos, sin = case.arguments
+    token = 2 * shape.num_kv_heads * shape.head_dim * x.element_size()  # its key and value
+    read = (
+        stored_bytes(x, residual, cos, sin) + seen.cached * token + _weight_bytes(weights, shape, seen.rows)
+    )
+    return read + len(x) * token + 2 * seen.rows * x.shape[1] * x.element_size()
+
+
+def _weight_bytes(weights: DecoderLayerWeights, shape: AttentionShape, rows: int) -> int:
+    """Without any row that is asked for, those that make keys and values."""
+    if rows:
+        return stored_bytes(*(getattr(weights, part.name) for part in fields(weights)))
+    kv_heads, heads = 2 * shape.num_kv_heads, shape.num_heads + 2 * shape.num_kv_heads
+    projection = stored_bytes(weights.qkv, weights.qkv_bias) * kv_heads // heads
+    return stored_bytes(weights.input_norm, weights.key_norm) + projection
+
+
+def _flops(case: Case) -> int:
+    assert case.cached is not None
+    weights, shape, seen = case.prepare[0], case.cached.shape, sight(case.cached)
+    x, residual, cos, _ = case.arguments
+    hidden, dim = x.shape[1], shape.head_dim
+    head = 2 * hidden * dim + ROTARY_FLOPS * 2 * cos.shape[1]  # of a query or key: projected and rotated
+    head += 0 if weights.query_norm is None else NORM_FLOPS * dim
+    token = (NORM_FLOPS + (residual is not None)) * hidden + shape.num_kv_heads * (head + 2 * hidden * dim)
+    row = shape.num_heads * head + (NORM_FLOPS + 1) * hidden + GATE_FLOPS * weights.down.shape[1]
+    row += sum(product_flops(1, weight) for weight in (weights.output, weights.gate_up, weights.down))
+    return len(x) * token + seen.rows * row + 4 * shape.num_heads * dim * seen.pairs
+
+
 DECODER_LAYER = Kernel(
     name="decoder_layer",
     reference=decoder_layer,
     cases=_cases,
     tolerance=rounded(32),
+    cost=_cost,
     prepared=True,
     composed=("rms_norm", "add_rms_norm", "linear", "rotary", "gated_mlp"),
     given_away=2,

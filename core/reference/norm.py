@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from core.contracts.kernels import Case, Kernel
+from core.contracts.kernels import Case, Cost, Kernel
+from core.reference.costs import NORM_FLOPS, stored_bytes
 from core.reference.inputs import Inputs, rounded
 
 _EPS = 1e-5
@@ -14,7 +15,7 @@ _EPS = 1e-5
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x [..., H], weight [H] -> like x.
 
-    Computed in float32 and rounded once to the dtype of x, before the multiplication by the weight.
+    Computed in float32 and rounded to the dtype of x; the product with the weight is rounded again.
     """
     wide = x.float()
     normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
@@ -28,7 +29,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
 
 
 def _shapes() -> Iterator[tuple[int, ...]]:
-    yield from ((0, 64), (1, 64), (3, 100), (17, 576), (3, 1))
+    yield from ((3, 100), (1, 64), (0, 64), (17, 576), (3, 1))
 
 
 def _rms_norm_cases(dtype: str, seed: int) -> Iterator[Case]:
@@ -50,11 +51,28 @@ def _add_rms_norm_cases(dtype: str, seed: int) -> Iterator[Case]:
         yield Case(name="x".join(map(str, shape)), arguments=(x, residual, weight, _EPS))
 
 
+def _rms_norm_cost(case: Case) -> Cost:
+    """x and the weight are read, and as much as x is written; 4 flops an element."""
+    x, weight, _ = case.arguments
+    return Cost(2 * stored_bytes(x) + _read(x, weight), NORM_FLOPS * x.numel())
+
+
+def _add_rms_norm_cost(case: Case) -> Cost:
+    """x, the residual and the weight are read, the norm and the sum are written; 5 flops an element."""
+    x, residual, weight, _ = case.arguments
+    return Cost(2 * stored_bytes(x, residual) + _read(x, weight), (NORM_FLOPS + 1) * x.numel())
+
+
+def _read(x: Tensor, weight: Tensor) -> int:
+    return stored_bytes(weight) if x.numel() else 0
+
+
 RMS_NORM = Kernel(
     name="rms_norm",
     reference=rms_norm,
     cases=_rms_norm_cases,
     tolerance=rounded(8),
+    cost=_rms_norm_cost,
     summary="x / sqrt(mean(x**2) + eps) * weight over the last axis",
 )
 ADD_RMS_NORM = Kernel(
@@ -62,5 +80,6 @@ ADD_RMS_NORM = Kernel(
     reference=add_rms_norm,
     cases=_add_rms_norm_cases,
     tolerance=rounded(8),
+    cost=_add_rms_norm_cost,
     summary="the residual addition and the norm that follows it",
 )

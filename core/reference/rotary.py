@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from core.contracts.kernels import Case, Kernel
+from core.contracts.kernels import Case, Cost, Kernel
+from core.reference.costs import ROTARY_FLOPS, stored_bytes
 from core.reference.inputs import Inputs, rounded
 
 
@@ -26,7 +27,7 @@ def rotary(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor
 
 def _cases(dtype: str, seed: int) -> Iterator[Case]:
     inputs = Inputs(dtype, seed)
-    shapes = ((0, 4, 2, 16, 16), (1, 1, 1, 64, 64), (3, 9, 3, 64, 64), (17, 8, 1, 80, 20), (5, 3, 3, 7, 6))
+    shapes = ((3, 9, 3, 64, 64), (1, 1, 1, 64, 64), (0, 4, 2, 16, 16), (17, 8, 1, 80, 20), (5, 3, 3, 7, 6))
     for rows, heads, kv_heads, head_dim, rotary_dim in shapes:
         angles = inputs.integers(4096, rows, 1) * 10000.0 ** -torch.linspace(0, 1, rotary_dim // 2)
         # As layers make them: views into one stacked projection.
@@ -43,10 +44,18 @@ def _cases(dtype: str, seed: int) -> Iterator[Case]:
         )
 
 
+def _cost(case: Case) -> Cost:
+    """Queries, keys, cosines and sines are read, queries and keys written; 3 flops an element that is rotated."""
+    query, key, cos, sin = case.arguments
+    rotated = 2 * cos.numel() * (query.shape[1] + key.shape[1])
+    return Cost(2 * stored_bytes(query, key) + stored_bytes(cos, sin), ROTARY_FLOPS * rotated)
+
+
 ROTARY = Kernel(
     name="rotary",
     reference=rotary,
     cases=_cases,
     tolerance=rounded(8),
+    cost=_cost,
     summary="rotates queries and keys by their positions",
 )

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from core.contracts.kernels import Kernel
+from core.contracts.kernels import Case, Cost, Kernel
+from core.reference.costs import stored_bytes
 from core.reference.inputs import EXACT
 from core.reference.sample_cases import cases
 
@@ -52,11 +53,22 @@ def sample(
     return tokens
 
 
+def _cost(case: Case) -> Cost:
+    """The logits and the limits are read, each row's token is written; V flops a greedy row, 4 * V any other."""
+    logits, temperature, *_ = case.arguments
+    rows, vocabulary = logits.shape
+    greedy = int((temperature == 0).sum())
+    # Of a logit that may be drawn: compared with the largest, shifted, exponentiated, added to the sum.
+    flops = vocabulary * (greedy + 4 * (rows - greedy))
+    return Cost(stored_bytes(*case.arguments) + rows * torch.int64.itemsize, flops)
+
+
 SAMPLE = Kernel(
     name="sample",
     reference=sample,
     cases=cases,
     tolerance=EXACT,
+    cost=_cost,
     summary="logits and one random number per row into tokens, under temperature, top-k, top-p and min-p",
 )
 

@@ -34,23 +34,24 @@ def cases(dtype: str, seed: int) -> Iterator[Case]:
     def logits(rows: int, vocabulary: int, scale: float = 3.0) -> Tensor:
         return torch.randn(rows, vocabulary, generator=generator) * scale
 
-    yield _case("no rows", logits(0, 320), ())
-    yield _case("one greedy row", logits(1, 320), _MIXED[:1])
-    yield _case("a vocabulary of one token", logits(len(_MIXED), 1), _MIXED)
-    yield _case("every kind of row", logits(len(_MIXED), 1000), _MIXED)
-    yield _case("flat distributions over a large vocabulary", logits(len(_MIXED), 32001, 0.1), _MIXED)
-    yield _case(
+    yield sampling_case("every kind of row", logits(len(_MIXED), 1000), _MIXED)
+    yield sampling_case("one greedy row", logits(1, 320), _MIXED[:1])
+    yield sampling_case("no rows", logits(0, 320), ())
+    yield sampling_case("a vocabulary of one token", logits(len(_MIXED), 1), _MIXED)
+    yield sampling_case("flat distributions over a large vocabulary", logits(len(_MIXED), 32001, 0.1), _MIXED)
+    yield sampling_case(
         "ties, as logits rounded to bfloat16 have", (logits(len(_MIXED), 5000) * 2).round() / 2, _MIXED
     )
     allowed = torch.full((len(_MIXED), 777), -torch.inf)
     allowed[:, [5, 300, 776]] = torch.tensor([1.0, 2.0, 1.0])
-    yield _case("nearly every token forbidden", allowed, _MIXED)
-    yield _case(
+    yield sampling_case("nearly every token forbidden", allowed, _MIXED)
+    yield sampling_case(
         "unlimited, at both ends", logits(2, 1000), ((1.0, 0, 1.0, 0.0, 0.0), (1.0, 0, 1.0, 0.0, ALMOST_ONE))
     )
 
 
-def _case(name: str, logits: Tensor, rows: Sequence[Row]) -> Case:
+def sampling_case(name: str, logits: Tensor, rows: Sequence[Row]) -> Case:
+    """logits [N, V] float32, and what each of the N rows asks for."""
     table = torch.tensor(rows, dtype=torch.float64).reshape(-1, 5)
     temperature, top_k, top_p, min_p, uniform = table.unbind(dim=1)
     limits = (temperature.float(), top_k.long(), top_p.float(), min_p.float())

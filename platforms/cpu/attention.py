@@ -3,7 +3,8 @@
 Keys and values lie head by head, [num_kv_heads, num_blocks, block_size, head_dim], so that gathering whole
 blocks yields matrices that a batched product takes as they are. Decodes are gathered and multiplied together,
 the query heads of a group as the rows of one matrix (torch's own grouped attention is many times slower in
-bfloat16). Prompts go through torch's flash kernel, one sequence at a time.
+bfloat16). Prompts go through torch's flash kernel, one sequence at a time; soft caps and ALiBi, which it does not
+have, are computed in float32 around plain products.
 """
 
 from dataclasses import dataclass
@@ -12,25 +13,36 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from core.contracts.attention import Attention, AttentionBatch, AttentionSpec, CacheLayout, LayerCache
+from core.contracts.attention import (
+    Attention,
+    AttentionBatch,
+    AttentionSpec,
+    CacheLayout,
+    LayerCache,
+    alibi_slopes,
+)
+from core.reference.attention import bend_scores
 
 _WASTE = 1.25  # decodes share a bucket while padding them to the longest costs at most this factor
+_AT_ONCE = 2**22  # scores of a prompt that are bent together
 
 
 @dataclass(slots=True)
 class _Decodes:
     """Decodes of similar length.
 
-    rows     [B], int64: their rows in the batch
-    blocks   [B * nb], int64: blocks to gather
-    index    [Hkv * B * nb], int64: the same, of a storage seen as [Hkv * num_blocks, ...]; made by the first layer
-    hidden   [1, B, 1, L], bool: gathered tokens that a sequence must not see
-    garbage  [G], int64: those tokens as rows of [Hkv * B * L, D], to be zeroed before they meet a weight of 0
+    rows      [B], int64: their rows in the batch
+    blocks    [B * nb], int64: blocks to gather
+    index     [Hkv * B * nb], int64: the same, of a storage seen as [Hkv * num_blocks, ...]; made by the first layer
+    hidden    [1, B, 1, L], bool: gathered tokens that a sequence must not see
+    distance  [1, B, 1, L], int64: their positions less that of the new token
+    garbage   [G], int64: those tokens as rows of [Hkv * B * L, D], to be zeroed before they meet a weight of 0
     """
 
     rows: Tensor
     blocks: Tensor
     hidden: Tensor
+    distance: Tensor
     garbage: Tensor
     index: Tensor | None = None
 
@@ -62,6 +74,8 @@ class TorchAttention(Attention):
     def __init__(self, spec: AttentionSpec) -> None:
         self.spec = spec
         self.group = spec.num_heads // spec.num_kv_heads
+        self._slopes = torch.tensor(alibi_slopes(spec.num_heads), dtype=torch.float32) if spec.alibi else None
+        self._bends = spec.alibi or spec.soft_cap is not None
 
     def layout(self, num_blocks: int) -> CacheLayout:
         return CacheLayout((self.spec.num_kv_heads, num_blocks, self.spec.block_size, self.spec.head_dim), 1)
@@ -100,12 +114,14 @@ class TorchAttention(Attention):
         width = -(-int(lengths.max()) // size)
         tables = batch.block_tables[chosen, first:width].long()  # [B, nb]
         positions = torch.arange(first * size, width * size)
-        hidden = positions >= lengths[:, None]
+        distance = positions - (lengths[:, None] - 1)  # [B, L]
+        hidden = distance > 0
         if spec.sliding_window is not None:
-            hidden |= positions < lengths[:, None] - spec.sliding_window
+            hidden |= distance <= -spec.sliding_window
         heads = torch.arange(spec.num_kv_heads)
         garbage = torch.nonzero(hidden.flatten())[:, 0] + heads[:, None] * hidden.numel()
-        return _Decodes(chosen, tables.flatten(), hidden[None, :, None, :], garbage.flatten())
+        shape = (1, len(rows), 1, -1)
+        return _Decodes(chosen, tables.flatten(), hidden.view(shape), distance.view(shape), garbage.flatten())
 
     def _decode(self, query: Tensor, cache: LayerCache, decodes: _Decodes) -> Tensor:
         spec, (batch, length) = self.spec, (decodes.hidden.shape[1], decodes.hidden.shape[3])
@@ -117,9 +133,11 @@ class TorchAttention(Attention):
         )
         grouped = grouped.reshape(-1, self.group, spec.head_dim)  # [Hkv * B, G, D]
         scores = torch.bmm(grouped, keys.transpose(1, 2)).view(spec.num_kv_heads, batch, self.group, length)
+        if self._bends:
+            scores = self._bent(scores.float(), decodes.distance, (spec.num_kv_heads, 1, self.group, 1))
         # Softmax accumulates in float32 whatever it is given; the products round to the model dtype anyway.
         weights = torch.softmax(scores.masked_fill_(decodes.hidden, -torch.inf), dim=-1)
-        weights = weights.view(-1, self.group, length)
+        weights = weights.to(values.dtype).view(-1, self.group, length)
         attended = torch.bmm(weights, values).view(spec.num_kv_heads, batch, self.group, spec.head_dim)
         return attended.transpose(0, 1).reshape(batch, spec.num_heads, spec.head_dim)
 
@@ -152,6 +170,8 @@ class TorchAttention(Attention):
         keys, values = (
             self._expanded(storage, prompt.blocks, count) for storage in (cache.keys, cache.values)
         )
+        if self._bends:
+            return self._bent_prompt(query, keys[0], values[0], prompt)
         attended = F.scaled_dot_product_attention(
             query.transpose(0, 1)[None],  # [1, Hq, T, D]
             keys,
@@ -161,6 +181,27 @@ class TorchAttention(Attention):
             scale=self.spec.scale,
         )
         return attended[0].transpose(0, 1)
+
+    def _bent_prompt(self, query: Tensor, keys: Tensor, values: Tensor, prompt: _Prompt) -> Tensor:
+        """query [T, Hq, D], keys and values [Hq, L, D] -> like query; some of the T tokens at a time."""
+        wide, values, window = keys.float().transpose(1, 2), values.float(), self.spec.sliding_window
+        newest = torch.arange(prompt.length - len(query), prompt.length)[:, None]
+        distances = torch.arange(prompt.skipped, prompt.length) - newest  # [T, L]
+        output = torch.empty(query.shape, dtype=query.dtype)
+        step = max(1, _AT_ONCE // (self.spec.num_heads * distances.shape[1]))
+        for first in range(0, len(query), step):
+            rows, distance = slice(first, first + step), distances[first : first + step]
+            scores = torch.bmm(query[rows].transpose(0, 1).float() * self.spec.scale, wide)  # [Hq, T, L]
+            scores = self._bent(scores, distance, (-1, 1, 1))
+            hidden = distance > 0 if window is None else (distance > 0) | (distance <= -window)
+            weights = torch.softmax(scores.masked_fill_(hidden, -torch.inf), dim=-1)
+            output[rows] = torch.bmm(weights, values).transpose(0, 1).to(query.dtype)
+        return output
+
+    def _bent(self, scores: Tensor, distance: Tensor, heads: tuple[int, ...]) -> Tensor:
+        """Scores in float32, overwritten. `heads`: the slopes of all heads, seen in this shape, match the scores."""
+        bias = None if self._slopes is None else self._slopes.view(heads) * distance
+        return bend_scores(scores, self.spec.soft_cap, bias)
 
     def _expanded(self, storage: Tensor, blocks: Tensor, count: int) -> Tensor:
         """One sequence's blocks -> [1, Hq, count, D], each key/value head repeated for its group."""

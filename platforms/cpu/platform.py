@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class CpuPlatform(NativePlatform):
     """Any processor that torch runs on. The last resort of "auto", behind every accelerator."""
 
-    contract = (1, 0)
+    contract = (2, 0)
     name = "cpu"
     summary = "this machine's processor, through torch"
     priority = 0
@@ -37,12 +37,12 @@ class CpuPlatform(NativePlatform):
                 ) from error
             return TorchAttention(spec)
 
-    def kernels(self, device: Device) -> "Mapping[str, Implementation]":
-        from platforms.cpu.kernels import torch_kernels
-
-        return {**torch_kernels(), **super().kernels(device)}
-
     def native_builds(self) -> "Mapping[str, NativeBuild]":
         from platforms.cpu.isa.levels import builds
 
         return builds()
+
+    def _stand_ins(self) -> "Mapping[str, Implementation]":
+        from platforms.cpu.kernels import torch_kernels
+
+        return torch_kernels()

@@ -15,7 +15,7 @@ BUILD = NativeBuild((Path(__file__).parent / "isa",), ("-mcpu=native",), "powerp
 class PowerPcPlatform(NativePlatform):
     """POWER8 and later under little-endian Linux."""
 
-    contract = (1, 0)
+    contract = (2, 0)
     name = "powerpc"
     summary = "POWER8 and later under little-endian Linux: VSX, and POWER10's matrix instructions"
     priority = 10

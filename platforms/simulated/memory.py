@@ -1,7 +1,8 @@
 """Memory with a cap and an alignment, in which whatever nobody has written is poison.
 
 Poison is a NaN of its own bit pattern, so that it is told from a NaN that a model computed and stored. Bytes, which
-hold numbers and their scale, are all ones.
+hold numbers and their scale, are all ones. It is the only mark of what is dead, so it goes with a block that is saved:
+what was alive is alive again where it is restored, and what was poison is poison there.
 """
 
 import math
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from core.contracts.attention import LayerCache
-from core.contracts.memory import Memory, MemoryStatistics
+from core.contracts.memory import HostBlocks, Memory, MemoryStatistics
 from core.contracts.platform import Device
 from core.errors import ContractViolation, OutOfDeviceMemory
 from core.reference.memory import HostMemory
@@ -68,6 +69,25 @@ class StrictMemory(Memory):
             )
         _check_blocks("copied", caches, [*sources, *destinations])
         self._host.copy_blocks(caches, pairs)
+
+    def save_blocks(self, caches: Sequence[LayerCache], blocks: Sequence[int]) -> HostBlocks:
+        _check_blocks("saved", caches, blocks)
+        saved = self._host.save_blocks(caches, blocks)
+        for cache, layer in zip(caches, saved.layers, strict=True):
+            for storage in layer:
+                dead = poisoned(storage).movedim(cache.block_axis, 0).flatten(1).all(dim=1)
+                if bool(dead.any()):
+                    raise ContractViolation(
+                        f"simulated: block {blocks[int(dead.nonzero()[0])]} is saved, "
+                        "which was discarded or never written"
+                    )
+        return saved
+
+    def restore_blocks(self, caches: Sequence[LayerCache], blocks: Sequence[int], saved: HostBlocks) -> None:
+        _check_blocks("restored", caches, blocks)
+        if len(set(blocks)) < len(blocks):
+            raise ContractViolation(f"simulated: blocks {list(blocks)} are restored, one of them twice")
+        self._host.restore_blocks(caches, blocks, saved)
 
     def discard_blocks(self, caches: Sequence[LayerCache], blocks: Sequence[int]) -> None:
         _check_blocks("discarded", caches, blocks)

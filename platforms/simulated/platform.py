@@ -20,7 +20,7 @@ _KV_CACHE_MEMORY = 256 * 2**20
 class SimulatedPlatform(Platform):
     """Runs on any machine, but only when it is named: its priority is below 0."""
 
-    contract = (1, 0)
+    contract = (2, 0)
     name = "simulated"
     device_type = "cpu"
     summary = "a strict accelerator in software, for tests of the engine"
@@ -39,6 +39,7 @@ class SimulatedPlatform(Platform):
         return Capabilities(
             dtypes=("float32", "bfloat16", "float16"),
             block_sizes=(24, 12) if options.block_size is None else (options.block_size,),
+            features=frozenset({"sliding_window", "soft_cap", "alibi"}),
             kv_cache_dtypes=frozenset({"int8"}),
             alignment_bytes=options.alignment,
             scheduling=SchedulingLimits(

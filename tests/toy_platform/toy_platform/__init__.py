@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class ToyPlatform(Platform):
     """A device named toy that torch calls cpu."""
 
-    contract = (1, 0)
+    contract = (2, 0)
     name = "toy"
     device_type = "cpu"
     summary = "an example for people who write platforms"

@@ -1,0 +1,208 @@
+"""Inputs as large as those of a model: for each kernel, a small table of cases to measure it on.
+
+Knows no clock, and nothing of what is right.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from core.conformance.quantized import stored_weight
+from core.contracts.attention import AttentionShape
+from core.contracts.kernels import CachedSequences, Case, DecoderLayerWeights
+from core.contracts.platform import Capabilities
+from core.contracts.quantization import WeightFormat
+from core.reference.inputs import Inputs
+from core.reference.sample_cases import sampling_case
+
+_EPS = 1e-5
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a step computes: so many sequences, each with so many new tokens."""
+
+    name: str
+    sequences: int
+    new: int
+
+    @property
+    def rows(self) -> int:
+        return self.sequences * self.new
+
+
+STEPS = (Step("a decode", 1, 1), Step("32 decodes", 32, 1), Step("a prompt of 512", 1, 512))
+DECODES = tuple(step for step in STEPS if step.new == 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """The model that shapes are taken from. context: tokens that each sequence has cached when it decodes."""
+
+    hidden: int
+    intermediate: int
+    vocabulary: int
+    context: int
+    head_dim: int = 64
+
+    @property
+    def shape(self) -> AttentionShape:
+        """Four query heads to each head of keys and values."""
+        kv_heads = max(1, self.hidden // self.head_dim // 4)
+        return AttentionShape(
+            num_heads=4 * kv_heads, num_kv_heads=kv_heads, head_dim=self.head_dim, scale=self.head_dim**-0.5
+        )
+
+
+FULL = Scale(hidden=2048, intermediate=8192, vocabulary=32768, context=1024)
+QUICK = Scale(hidden=512, intermediate=2048, vocabulary=8192, context=128)
+
+
+def scale_for(capabilities: Capabilities, *, quick: bool) -> Scale:
+    """The scale to measure a device at, with heads of a size that it accepts."""
+    scale, accepted = QUICK if quick else FULL, capabilities.head_dims
+    return scale if accepted is None or scale.head_dim in accepted else replace(scale, head_dim=accepted[0])
+
+
+class Shapes(Inputs):
+    """Inputs without contents, for whoever only counts their bytes."""
+
+    def normal(self, *shape: int, scale: float = 1.0) -> Tensor:
+        return torch.empty(shape, dtype=self.dtype, device="meta")
+
+    def near_one(self, *shape: int) -> Tensor:
+        return self.normal(*shape)
+
+
+def bench_cases(kernel: str, scale: Scale, inputs: Inputs) -> Iterator[Case]:
+    """The cases of a kernel, by its name. Those of a prepared one share their weights."""
+    return _CASES[kernel](scale, inputs)
+
+
+def quantized_linear(scale: Scale, inputs: Inputs, format: WeightFormat) -> Iterator[Case]:
+    """Decodes through a projection in this format."""
+    rms = scale.hidden**-0.5
+    weight = stored_weight(inputs, format, scale.intermediate, scale.hidden, rms=rms)
+    for step in DECODES:
+        x = inputs.normal(step.rows, scale.hidden)
+        yield Case(name=f"{step.name} as {format.name}", prepare=(weight, None), arguments=(x,))
+
+
+def _embedding(scale: Scale, inputs: Inputs) -> Iterator[Case]:
+    table = inputs.normal(scale.vocabulary, scale.hidden)
+    for step in STEPS:
+        yield Case(name=step.name, arguments=(inputs.integers(scale.vocabulary, step.rows), table))
+
+
+def _linear(scale: Scale, inputs: Inputs) -> Iterator[Case]:
+    weight = inputs.weight(scale.intermediate, scale.hidden)
+    for step in STEPS:
+        x = inputs.normal(step.rows, scale.hidden)
+        yield Case(name=step.name, prepare=(weight, None), arguments=(x,))
+
+
+def _rms_norm(scale: Scale, inputs: Inputs) -> Iterator[Case]:
+    weight = inputs.near_one(scale.hidden)
+    for step in STEPS:
+        yield Case(name=step.name, arguments=(inputs.normal(step.rows, scale.hidden), weight, _EPS))
+
+
+def _add_rms_norm(scale: Scale, inputs: Inputs) -> Iterator[Case]:
+    weight = inputs.near_one(scale.hidden)
+    for step in STEPS:
+        x, residual = (inputs.normal(step.rows, scale.hidden) for _ in range(2))
+        yield Case(name=step.name, arguments=(x, residual, weight, _EPS))
+
+
+def _rotary(scale: Scale, inputs: Inputs) -> Iterator[Case]:
+    heads, kv_heads, dim = scale.shape.num_heads, scale.shape.num_kv_heads, scale.head_dim
+    for step in STEPS:
+        # As layers make them: views into one stacked projection.
+        stacked = inputs.normal(step.rows, (heads + 2 * kv_heads) * dim)
+        query, key, _ = stacked.split_with_sizes((heads * dim, kv_heads * dim, kv_heads * dim), dim=-1)
+        both = (query.view(step.rows, heads, dim), key.view(step.rows, kv_heads, dim))
+        yield Case(name=step.name, arguments=(*both, *_rotation(scale, inputs, step.rows)))
+
+
+def _rotation(scale: Scale, inputs: Inputs, rows: int) -> tuple[Tensor, Tensor]:
+    angles = inputs.integers(4096, rows, 1) * 10000.0 ** -torch.linspace(0, 1, scale.head_dim // 2)
+    return angles.cos().to(inputs.dtype), angles.sin().to(inputs.dtype)
+
+
+def _silu_and_mul(scale: Scale, inputs: Inputs) -> Iterator[Case]:
+    for step in STEPS:
+        yield Case(name=step.name, arguments=(inputs.normal(step.rows, 2 * scale.intermediate),))
+
+
+def _gated_mlp(scale: Scale, inputs: Inputs) -> Iterator[Case]:
+    gate_up = inputs.weight(2 * scale.intermediate, scale.hidden)
+    down = inputs.weight(scale.hidden, scale.intermediate)
+    for step in STEPS:
+        x = inputs.normal(step.rows, scale.hidden)
+        yield Case(name=step.name, prepare=(gate_up, down), arguments=(x,))
+
+
+def _decoder_layer(scale: Scale, inputs: Inputs) -> Iterator[Case]:
+    weights, shape = _layer_weights(scale, inputs), scale.shape
+    for step in STEPS:
+        before = scale.context if step.new == 1 else 0
+        cached = (step.sequences * before, shape.num_kv_heads, shape.head_dim)
+        yield Case(
+            name=step.name,
+            prepare=(weights, _EPS),
+            arguments=(
+                *(inputs.normal(step.rows, scale.hidden) for _ in range(2)),
+                *_rotation(scale, inputs, step.rows),
+            ),
+            cached=CachedSequences(
+                shape=shape,
+                sequences=((step.new, before + step.new),) * step.sequences,
+                key=inputs.normal(*cached),
+                value=inputs.normal(*cached),
+            ),
+        )
+
+
+def _layer_weights(scale: Scale, inputs: Inputs) -> DecoderLayerWeights:
+    hidden, shape = scale.hidden, scale.shape
+    query, keys = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
+    return DecoderLayerWeights(
+        input_norm=inputs.near_one(hidden),
+        qkv=inputs.weight(query + 2 * keys, hidden),
+        qkv_bias=None,
+        query_norm=None,
+        key_norm=None,
+        output=inputs.weight(hidden, query),
+        output_bias=None,
+        mlp_norm=inputs.near_one(hidden),
+        gate_up=inputs.weight(2 * scale.intermediate, hidden),
+        down=inputs.weight(hidden, scale.intermediate),
+    )
+
+
+def _argmax(scale: Scale, inputs: Inputs) -> Iterator[Case]:
+    for step in DECODES:
+        yield Case(name=step.name, arguments=(inputs.normal(step.rows, scale.vocabulary),))
+
+
+def _sample(scale: Scale, inputs: Inputs) -> Iterator[Case]:
+    for step in DECODES:
+        logits = inputs.normal(step.rows, scale.vocabulary, scale=3.0).float()
+        asked = [(0.8, 0, 0.95, 0.0, (row + 0.5) / step.rows) for row in range(step.rows)]
+        yield sampling_case(step.name, logits, asked)
+
+
+_CASES: Mapping[str, Callable[[Scale, Inputs], Iterator[Case]]] = {
+    "embedding": _embedding,
+    "linear": _linear,
+    "rms_norm": _rms_norm,
+    "add_rms_norm": _add_rms_norm,
+    "rotary": _rotary,
+    "silu_and_mul": _silu_and_mul,
+    "gated_mlp": _gated_mlp,
+    "decoder_layer": _decoder_layer,
+    "argmax": _argmax,
+    "sample": _sample,
+}

@@ -1,0 +1,50 @@
+"""The toy platform as it was written for version 1.0 of the platform contract. Frozen: the core adapts, not this."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from core import hookimpl
+from core.contracts.platform import Capabilities, Device, Platform, Probe
+
+if TYPE_CHECKING:
+    from core.contracts.attention import Attention, AttentionSpec
+    from core.contracts.communication import Communication, Group
+    from core.contracts.kernels import Implementation
+
+
+class ToyPlatform(Platform):
+    """A device named toy-v1 that torch calls cpu."""
+
+    contract = (1, 0)
+    name = "toy-v1"
+    device_type = "cpu"
+    summary = "an example for people who write platforms"
+    priority = -20
+
+    def probe(self) -> Probe:
+        return Probe(
+            available=True, reason="always there", devices=(Device(name="toy-v1", torch_device="cpu"),)
+        )
+
+    def capabilities(self, device: Device) -> Capabilities:
+        return Capabilities(dtypes=("float32", "bfloat16"), block_sizes=(16, 32))
+
+    def attention(self, spec: "AttentionSpec", device: Device) -> "Attention":
+        from toy_platform_v1.attention import ToyAttention
+
+        return ToyAttention(spec)
+
+    def communication(self, group: "Group") -> "Communication":
+        from core.reference.communication import connect
+
+        return connect(group)
+
+    def kernels(self, device: Device) -> "Mapping[str, Implementation]":
+        from toy_platform_v1.kernels import implementations
+
+        return implementations()
+
+
+@hookimpl
+def core_platforms() -> list[type[Platform]]:
+    return [ToyPlatform]
