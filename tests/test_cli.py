@@ -1,6 +1,5 @@
 """The `llm` command, called as its users call it: main() in this process, or a process of its own."""
 
-import io
 import json
 import os
 import pty
@@ -14,30 +13,20 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import IO, Any, Self
 
 import pytest
+from commands import Answer, Run, called
 
 import core
 from cli import tables
 from cli.guard import PACKAGES, ROOT, shadowing
-from cli.main import main
 from cli.reference import reference
 from core import SamplingParams, __version__
 
 GREEDY = ("--temperature", "0", "--max-tokens", "12", "--dtype", "float32", "--platform", "cpu")
-
-
-@dataclass(frozen=True)
-class Answer:
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Answer]
 
 
 @pytest.fixture
@@ -45,15 +34,7 @@ def llm(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     """llm("generate", "hello", stdin="") runs the command in this process."""
 
     def run(*arguments: object, stdin: str = "") -> Answer:
-        monkeypatch.setattr(sys, "argv", ["llm", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
-        capsys.readouterr()
-        try:
-            code: Any = main()
-        except SystemExit as left:
-            code = left.code
-        captured = capsys.readouterr()
-        return Answer(code or 0, captured.out, captured.err)
+        return called(monkeypatch, capsys, *arguments, stdin=stdin)
 
     return run
 

@@ -3,26 +3,12 @@
 import json
 import re
 import shlex
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
+from commands import Answer, Run, called
 
-from cli.main import main
 from core.conformance.certificate import read
-
-
-@dataclass(frozen=True)
-class Answer:
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Answer]
 
 
 @pytest.fixture
@@ -30,14 +16,7 @@ def conformance(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
     """conformance("--platform", "cpu") runs the command in this process."""
 
     def run(*arguments: object) -> Answer:
-        monkeypatch.setattr(sys, "argv", ["llm", "conformance", *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            code: Any = main()
-        except SystemExit as left:
-            code = left.code
-        captured = capsys.readouterr()
-        return Answer(code or 0, captured.out, captured.err)
+        return called(monkeypatch, capsys, "conformance", *arguments)
 
     return run
 

@@ -1,7 +1,5 @@
 """`llm doctor --model`: what a model takes of the memory, who serves its kernels, and what fallbacks cost."""
 
-import io
-import json
 import re
 import sys
 import textwrap
@@ -12,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import called
 
 import core
 from cli.doctor_budget import Budget, budget_of, decided
@@ -27,7 +26,6 @@ from cli.doctor_cost import (
 from cli.doctor_finding import Finding
 from cli.doctor_model import Advice, advice, fallback, model
 from cli.doctor_watch import Stopwatch, watch_for, watched
-from cli.main import main
 from cli.terminal import Status
 from core import EngineConfig, SamplingParams
 from core.contracts.runner import RunnerContext
@@ -309,16 +307,9 @@ def doctor(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
 
     def run(model: object, *arguments: object) -> tuple[int, dict[str, Finding]]:
         given = ("doctor", "--json", "--quiet", "--platform", "simulated", "--model", model, *arguments)
-        monkeypatch.setattr(sys, "argv", ["llm", *map(str, given)])
-        monkeypatch.setattr(sys, "stdin", io.StringIO())
-        capsys.readouterr()
-        try:
-            code: Any = main()
-        except SystemExit as left:
-            code = left.code
-        out, err = capsys.readouterr()
-        assert err == ""
-        return code or 0, {each["subject"]: Finding(**each) for each in json.loads(out)}
+        answer = called(monkeypatch, capsys, *given)
+        assert answer.err == ""
+        return answer.code, answer.findings()
 
     return run
 

@@ -1,20 +1,17 @@
 """`llm doctor` of plugins: every probe and what is wrong, in the words that everybody else uses."""
 
 import importlib
-import io
 import json
 import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
+from commands import Answer, Run, called
 
 from cli.doctor_finding import Finding
-from cli.main import main
 from core.contracts.versions import VERSIONS, text
 from core.discovery import load_plugins
 from core.hookspecs import GROUP
@@ -44,17 +41,6 @@ def platform(probe: str = THERE, contract: tuple[int, int] = VERSIONS["platform"
     return PLATFORM.format(probe=probe, contract=contract)
 
 
-@dataclass(frozen=True)
-class Answer:
-    code: int
-    out: str
-    err: str
-
-    def findings(self) -> dict[str, Finding]:
-        return {found["subject"]: Finding(**found) for found in json.loads(self.out)}
-
-
-Run = Callable[..., Answer]
 Install = Callable[..., None]
 
 
@@ -63,15 +49,7 @@ def llm(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     """llm("doctor") runs the command in this process."""
 
     def run(*arguments: object) -> Answer:
-        monkeypatch.setattr(sys, "argv", ["llm", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.StringIO())
-        capsys.readouterr()
-        try:
-            code: Any = main()
-        except SystemExit as left:
-            code = left.code
-        captured = capsys.readouterr()
-        return Answer(code or 0, captured.out, captured.err)
+        return called(monkeypatch, capsys, *arguments)
 
     return run
 

@@ -175,11 +175,14 @@ def test_every_declared_case_costs_at_least_the_bytes_of_its_results(name: str, 
         assert written == 0 or found.bytes_moved > written, case.name
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", sorted(KERNELS.keys() - {"decoder_layer"}))  # which has no such case
 def test_a_call_without_rows_moves_nothing(name: str) -> None:
-    for case in KERNELS[name].cases("float32", 0):
-        if case.arguments[0].shape[0] == 0:
-            assert KERNELS[name].cost(case) == Cost(0, 0)
+    kernel = KERNELS[name]
+    empty = [case for case in kernel.cases("float32", 0) if case.arguments[0].shape[0] == 0]
+
+    assert empty
+    for case in empty:
+        assert kernel.cost(case) == Cost(0, 0)
 
 
 @pytest.mark.parametrize("name", sorted(KERNELS.keys() - {"embedding"}))  # which reads what its ids name

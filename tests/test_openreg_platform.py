@@ -4,9 +4,7 @@ Whatever touches the device runs in a process of its own: torch registers such a
 """
 
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -15,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from installed import environment_with
 from parity import Reference, assert_greedy_parity
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -115,17 +114,7 @@ print(json.dumps(facts))
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment of a process that has the package installed."""
     folder = tmp_path_factory.mktemp("openreg")
-    shutil.copytree(SOURCE, folder / "source", ignore=shutil.ignore_patterns("__pycache__"))
-    install = ["install", "--quiet", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
-    target = folder / "site"
-    subprocess.run(
-        [sys.executable, "-m", "pip", *install, "--target", str(target), str(folder / "source")],
-        check=True,
-        capture_output=True,
-        timeout=120,
-    )
-    path = os.pathsep.join(filter(None, [str(target), os.environ.get("PYTHONPATH")]))
-    return os.environ | {"PYTHONPATH": path, "LLM_CACHE": str(folder / "cache")}
+    return environment_with(SOURCE, folder) | {"LLM_CACHE": str(folder / "cache")}
 
 
 def run(environment: dict[str, str], code: str, *arguments: Any) -> Any:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from typing import Any
 
 import openai
 import pytest
+from installed import environment_with
 from parity import Reference, assert_greedy_parity
 
 from core.conformance.levels import LEVELS
@@ -43,18 +43,7 @@ print(json.dumps(found))
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment of a process that has the toy platform installed."""
-    folder = tmp_path_factory.mktemp("toy")
-    shutil.copytree(SOURCE, folder / "source", ignore=shutil.ignore_patterns("__pycache__"))
-    install = ["install", "--quiet", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
-    target = folder / "site"
-    subprocess.run(
-        [sys.executable, "-m", "pip", *install, "--target", str(target), str(folder / "source")],
-        check=True,
-        capture_output=True,
-        timeout=120,
-    )
-    path = os.pathsep.join(filter(None, [str(target), os.environ.get("PYTHONPATH")]))
-    return os.environ | {"PYTHONPATH": path}
+    return environment_with(SOURCE, tmp_path_factory.mktemp("toy"))
 
 
 def python(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
