@@ -9,7 +9,6 @@ from random import Random
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from cli.doctor_finding import told
 from cli.doctor_watch import Stopwatch
 from cli.engine import SAMPLING_FALLBACK
 from cli.failures import CommandError
@@ -17,6 +16,7 @@ from core.contracts.platform import Device
 from core.engine.engine import Engine, SequenceDelta
 from core.engine.intake import Intake
 from core.errors import CoreError
+from core.examination import reason_of
 from core.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -99,16 +99,16 @@ def _sampler_arguments(name: str, engine: Engine, device: Device) -> "tuple[Tens
     """One row of logits as long as the model's; `sample` is asked for what `llm generate` asks for."""
     import torch
 
-    def row(value: float, dtype: torch.dtype = torch.float32) -> "Tensor":
-        return torch.tensor([value], dtype=dtype, device=device.torch_device)
+    from core.reference.sample_cases import sampling_case
 
     # A model's logits are far from alike; of logits that are, top-p would have to sort every one.
     logits = 8 * torch.randn(1, engine.info.vocab_size, device=device.torch_device)
     if name == "argmax":
         return (logits.to(getattr(torch, engine.info.dtype)),)
     asked = SamplingParams(**SAMPLING_FALLBACK)
-    limits = (row(asked.temperature), row(asked.top_k, torch.int64), row(asked.top_p), row(asked.min_p))
-    return (logits, *limits, row(0.5, torch.float64))
+    row = (asked.temperature, asked.top_k, asked.top_p, asked.min_p, 0.5)
+    case = sampling_case(name, logits, [row])
+    return tuple(argument.to(device.torch_device) for argument in case.arguments)
 
 
 def _phases(num_prompt: int) -> tuple[Phase, Phase]:
@@ -138,4 +138,4 @@ def _step(engine: Engine) -> list[SequenceDelta]:
     except CoreError:
         raise
     except Exception as error:  # whatever a platform raises is a finding
-        raise CommandError(f"a step failed: {told(error)}") from error
+        raise CommandError(f"a step failed: {reason_of(error)}") from error

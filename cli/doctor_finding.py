@@ -23,8 +23,3 @@ class Finding:
         step = f"; {self.next_step}" if self.next_step else ""
         text = f"{self.found}{step}".replace("\n", f"\n{_INDENT}")
         return f"{self.verdict:<8} {self.subject:<{_SUBJECT_WIDTH}} {text}\n"
-
-
-def told(error: Exception) -> str:
-    """In a line, what a platform raises that is none of our errors."""
-    return " ".join(f"{type(error).__name__}: {error}".split())

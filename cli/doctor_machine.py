@@ -5,10 +5,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cli.doctor_finding import Finding, told
+from cli.doctor_finding import Finding
 from cli.doctor_plugins import rid_of
 from cli.environment import vector_instructions
 from core.config import format_bytes
+from core.examination import reason_of
 
 if TYPE_CHECKING:
     from core.contracts.platform import Platform
@@ -83,7 +84,7 @@ def kernels(plugins: "Plugins") -> Iterator[Finding]:
         except CoreError as error:
             yield Finding(f"{found.name} kernels", "problem", f"{error}: {TORCH_PATH}")
         except Exception as error:  # whatever a platform raises is a finding
-            yield Finding(f"{found.name} kernels", "problem", told(error), rid_of(found))
+            yield Finding(f"{found.name} kernels", "problem", reason_of(error), rid_of(found))
 
 
 def _library(platform: "Platform") -> Iterator[Finding]:

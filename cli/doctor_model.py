@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from cli.doctor_budget import budget, budget_of, decided
 from cli.doctor_cost import SAMPLER, Phase, add_sampler, measured
-from cli.doctor_finding import Finding, Verdict, told
+from cli.doctor_finding import Finding, Verdict
 from cli.doctor_watch import watch_for, watched
 from cli.terminal import Status
 from core.config import EngineConfig
@@ -15,13 +15,16 @@ from core.contracts.runner import RunnerContext
 from core.discovery import Plugins
 from core.engine.build import build_engine, runner_for
 from core.errors import CoreError, NoPlatform
+from core.examination import reason_of
+from core.execution.dispatch import REFERENCE
+from core.execution.trust import rejection
 from core.ledger import Choice
 
 SOME, MUCH = 0.05, 0.2
 """Of a step: what is worth a note, and what is a good part of the speed."""
 
 COMPOSED = "composed"
-FALLBACKS = ("reference", COMPOSED)
+FALLBACKS = (REFERENCE, COMPOSED)
 """What a ledger names as provider where a platform serves nothing itself."""
 
 
@@ -42,7 +45,7 @@ def model(config: EngineConfig, plugins: Plugins, status: Status) -> Iterator[Fi
         yield Finding("model", "problem", str(error))
     except Exception as error:  # whatever a platform raises is a finding
         step = f"llm platforms explain --model {config.model} --debug  shows where"
-        yield Finding("model", "problem", f"cannot be run: {told(error)}", step)
+        yield Finding("model", "problem", f"cannot be run: {reason_of(error)}", step)
 
 
 def _findings(config: EngineConfig, plugins: Plugins, status: Status) -> Iterator[Finding]:
@@ -105,7 +108,7 @@ def advice(what: str, offered: Mapping[str, Implementation], context: RunnerCont
         return Advice()
     specs = tuple(dict.fromkeys(settings.attention_spec(shape) for shape in context.description.layers))
     request = KernelRequest(dtype=settings.dtype, attention=specs)
-    if what in offered and offered[what].rejects(request) is None:  # then it was tried, and found wrong
+    if what in offered and rejection(offered[what], request) is None:  # then it was tried, and found wrong
         return Advice(
             f"update {platform.name};  llm conformance --platform {platform.name}  shows more", True
         )

@@ -14,6 +14,7 @@ from core.contracts.kernels import Kernels
 from core.contracts.model import Architecture, Model, ModelDescription, Parts, Weights
 from core.contracts.platform import Device, Platform
 from core.discovery import Plugins
+from core.ledger import Ledger
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,9 +72,9 @@ class TimedAttention(Attention):
 
 def watch_for(platform: Platform, device: Device) -> Stopwatch:
     """A stopwatch that waits for this device."""
-    from core.reference.execution import EagerExecution
+    from core.execution.dispatch import resolve_execution
 
-    return Stopwatch((platform.execution(device) or EagerExecution()).synchronize)
+    return Stopwatch(resolve_execution(platform, device, Ledger()).synchronize)
 
 
 def watched(plugins: Plugins, composed: Collection[str], watch: Stopwatch) -> Plugins:

@@ -9,6 +9,7 @@ from cli.help import SectionedCommand, command_tree
 from cli.options import Given, takes
 from cli.tables import ENGINE
 from cli.terminal import Status, write_json, write_table
+from core.contracts.versions import text
 
 if TYPE_CHECKING:
     from core.discovery import FoundPlatform, Plugins
@@ -83,7 +84,7 @@ def as_dict(plugins: "Plugins") -> dict[str, Any]:
 
 
 def _row(found: "FoundPlatform") -> tuple[str, ...]:
-    contract = ".".join(map(str, found.contract))
+    contract = text(found.contract)
     return found.name, found.state, found.probe.reason, found.summary, contract, found.distribution
 
 
