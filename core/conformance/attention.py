@@ -15,6 +15,7 @@ from torch import Tensor
 
 from core.conformance import Options, Result
 from core.conformance.compare import difference
+from core.conformance.kernels import raised
 from core.conformance.paging import kept, padded, paged_batch, poison, poisoned_cache
 from core.conformance.scenarios import Scenario, scenarios
 from core.contracts.attention import Attention, AttentionBatch, AttentionSpec, alibi_slopes
@@ -82,7 +83,7 @@ def _tried(
         trial = _Trial(attention, spec, scenario, device.torch_device, seed)
         return trial.run(capabilities.scheduling)
     except Exception as error:
-        return f"raised {type(error).__name__}: {error}"
+        return raised(error)
 
 
 @dataclass(frozen=True, slots=True)

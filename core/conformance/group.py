@@ -19,6 +19,8 @@ from typing import Any
 
 import psutil
 
+from core.engine.spawn import environment
+
 START_SECONDS = 120.0
 """How long ranks may say nothing while they start: they import torch, and whatever the platform needs."""
 
@@ -60,7 +62,6 @@ class Rank:
     """
 
     def __init__(self, errors: Path) -> None:
-        path = [entry or os.getcwd() for entry in sys.path]
         self._errors, self._unread = errors, b""
         self._exit_code: int | None = None
         self._forget()
@@ -71,7 +72,7 @@ class Rank:
                 stdout=subprocess.PIPE,
                 stderr=file,
                 # One thread each: more would fight for the cores.
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"},
+                env={**environment(), "OMP_NUM_THREADS": "1"},
                 start_new_session=True,
             )
 

@@ -87,6 +87,8 @@ class Versions:
         self._offered = platform.kernels(device)
         self._resolved: dict[AttentionSpec | None, Kernels] = {}
         self.serving("linear")  # a broken offer is found at once
+        for name in self._offered:
+            self.rejection(name)  # and so is one that cannot say whom it serves
 
     def serving(self, kernel: str, spec: AttentionSpec | None = None) -> Callable[..., Any]:
         """The platform's version, or what stands in for it."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from core.conformance import Options, Result
 from core.conformance.blocks import block_trials
+from core.conformance.kernels import raised
 from core.contracts.attention import AttentionSpec
 from core.contracts.memory import Memory
 from core.contracts.platform import Capabilities, Device, Platform
@@ -35,7 +36,7 @@ def check(platform: Platform, device: Device, options: Options) -> Iterator[Resu
         memory = resolve_memory(platform, device, Ledger())
         capabilities = platform.capabilities(device)
     except Exception as error:
-        yield Result(level="memory", subject="memory", case="is made", problem=_raised(error))
+        yield Result(level="memory", subject="memory", case="is made", problem=raised(error))
         return
     dtypes = options.dtypes or capabilities.dtypes
     yield from _bytes(memory, device, dtypes, capabilities.alignment_bytes)
@@ -112,7 +113,7 @@ def _refuses(memory: Memory, dtype: str, alignment: int) -> str:
         except OutOfDeviceMemory as refusal:
             silent = not str(refusal)
         except Exception as error:
-            return f"{_raised(error)}; OutOfDeviceMemory is expected"
+            return f"{raised(error)}; OutOfDeviceMemory is expected"
         else:
             return f"promised {list(shape)} of {dtype}, of {before.total:,} bytes in total"
         if silent:
@@ -173,7 +174,7 @@ def _blocks(
         yield Result(level="memory", subject="blocks", case=case, dtype=spec.dtype, unsupported=str(error))
         return
     except Exception as error:
-        yield Result(level="memory", subject="blocks", case=case, dtype=spec.dtype, problem=_raised(error))
+        yield Result(level="memory", subject="blocks", case=case, dtype=spec.dtype, problem=raised(error))
         return
     for subject, name, trial in trials:
         yield _tried(subject, f"{case}, {name}" if name else case, trial, spec.dtype)
@@ -183,9 +184,5 @@ def _tried(subject: str, case: str, trial: Callable[[], str], dtype: str = "") -
     try:
         problem = trial()
     except Exception as error:
-        problem = _raised(error)
+        problem = raised(error)
     return Result(level="memory", subject=subject, case=case, dtype=dtype, problem=problem)
-
-
-def _raised(error: Exception) -> str:
-    return f"raised {type(error).__name__}: {error}"

@@ -4,7 +4,6 @@ The server is a process of its own, which finds the platform by its name; one th
 Only this machine's loopback address is used, and everything has a time limit.
 """
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from core.conformance.trials import BRIEF, EXACT
 from core.conformance.workbench import Workbench
 from core.contracts.platform import Device, Platform
 from core.discovery import load_plugins
+from core.engine.spawn import environment
 
 LEVEL = "server"
 
@@ -31,7 +31,12 @@ def check(platform: Platform, device: Device, options: Options) -> Iterator[Resu
         reason = f"{platform.name} is not installed, and a server finds platforms by their names"
         yield Result(level=LEVEL, subject="start", case="llm serve", unsupported=reason)
         return
-    dtypes = platform.capabilities(device).dtypes
+    declared = platform.capabilities(device).dtypes
+    dtypes = [dtype for dtype in declared if options.dtypes is None or dtype in options.dtypes]
+    if not dtypes:
+        reason = f"its dtypes are {', '.join(declared)}"
+        yield Result(level=LEVEL, subject="start", case="any dtype asked for", unsupported=reason)
+        return
     dtype = EXACT if EXACT in dtypes else dtypes[0]
     with TemporaryDirectory(prefix="conformance-") as folder:
         bench = Workbench(platform, device, Path(folder), dtype, seed=options.seed, length=BRIEF)
@@ -47,7 +52,6 @@ def check(platform: Platform, device: Device, options: Options) -> Iterator[Resu
 def _started(platform: str, model: Path, dtype: str, folder: Path) -> Served:
     """`llm serve` in a process of its own, with this interpreter's import path; not ready yet."""
     options = ["--platform", platform, "--dtype", dtype, "--port", "0", "--skip-tokenizer-init"]
-    path = [entry or os.getcwd() for entry in sys.path]
     output, errors = folder / "output", folder / "errors"
     with output.open("wb") as standard, errors.open("wb") as trouble:
         process = subprocess.Popen(
@@ -55,7 +59,7 @@ def _started(platform: str, model: Path, dtype: str, folder: Path) -> Served:
             stdin=subprocess.DEVNULL,
             stdout=standard,
             stderr=trouble,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
+            env=environment(),
         )
     return Served(process=process, output=output, errors=errors)
 

@@ -137,14 +137,8 @@ def capability_problems(given: Any) -> list[str]:
 
 
 def _asked(contract: str, version: Version, name: str) -> ClassSurface:
-    """A class as the stated version has it. A minor version that was never written down is the last before it."""
-    major, minor = min(version, VERSIONS[contract]) if version[0] == VERSIONS[contract][0] else version
-    for older in range(minor, -1, -1):
-        try:
-            return history(contract, (major, older)).classes.get(name, ClassSurface())
-        except FileNotFoundError:
-            continue
-    raise FileNotFoundError(f"core/contracts/history has no {contract}-{major}.*.json")
+    """A class as a version that is taken has it."""
+    return history(contract, version).classes.get(name, ClassSurface())
 
 
 def _attribute_problems(cls: type[Platform]) -> list[str]:

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 _ahead: "list[EngineProcess]" = []
 
 
+def environment() -> dict[str, str]:
+    """For a process that is to have this interpreter's import path."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path)}
+
+
 class EngineProcess:
     """A process that waits for a Start message on its standard input.
 
@@ -26,12 +31,11 @@ class EngineProcess:
     """
 
     def __init__(self) -> None:
-        path = [entry or os.getcwd() for entry in sys.path]
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "core.engine"],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
+            env=environment(),
             start_new_session=True,
         )
 

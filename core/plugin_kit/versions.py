@@ -76,7 +76,7 @@ def stated_problem(contract: str, stated: Any, kept: Version) -> str | None:
 def surface_of(contract: str, version: Version) -> Surface:
     """The contract in that version. One that was never written down is the last of its major version before it."""
     before = [each for each in known_versions(contract) if each[0] == version[0] and each <= version]
-    return history(contract, max(before, default=VERSIONS[contract]))
+    return history(contract, max(before))
 
 
 def class_of(name: str, version: Version) -> ClassSurface | None:
