@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +15,6 @@ from cli.terminal import Status, write, write_json, write_table
 if TYPE_CHECKING:
     from core.conformance import Options, Result
     from core.conformance.certificate import Certificate
-    from core.contracts.platform import Device, Platform
 
 SHOWN = 3
 """So many wrong checks are shown of each subject. All are in the certificate."""
@@ -44,6 +43,10 @@ _Only = Annotated[
 _File = Annotated[
     Path | None, typer.Option(help="Write what was found, on which machine, to this JSON file.")
 ]
+_Patience = Annotated[
+    int,
+    typer.Option(metavar="SECONDS", min=1, help="How long a level may report nothing before it is ended."),
+]
 _Signature = Annotated[str | None, typer.Option(metavar="TEXT", help="Who stands for the certificate.")]
 
 
@@ -57,12 +60,13 @@ def conformance(
     json: Annotated[bool, typer.Option("--json", help="Print the certificate instead of tables.")] = False,
     certificate: _File = None,
     sign_off: _Signature = None,
+    patience: _Patience = 300,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No status on standard error.")] = False,
 ) -> None:
     """Try a platform against the reference. Leaves with 1 when anything is wrong.
 
     Every check has passed, is wrong, or is not supported, by the platform's own word. Slow levels are left out unless
-    they are named.
+    they are named. Levels run in a process of their own: what ends it, or hangs, ends one level.
     """
     from core.conformance import Options
     from core.conformance.levels import named
@@ -71,7 +75,7 @@ def conformance(
         levels = named(level or ())
         options = Options(dtypes=tuple(dtype) if dtype else None, quick=quick, only=only)
     _check_certificate(certificate, options, signed=sign_off is not None, json=json)
-    found, results = _run(platform, levels, options, sign_off or "", Status(quiet=quiet))
+    found, results = _run(platform, levels, options, sign_off or "", patience, Status(quiet=quiet))
     if not results:
         raise CommandError(f"no check of {', '.join(levels)} has {only!r} in its name")
     if certificate is not None:
@@ -103,42 +107,38 @@ def _write_certificate(certificate: "Certificate", path: Path) -> None:
 
 
 def _run(
-    name: str, levels: Sequence[str], options: "Options", sign_off: str, status: Status
+    name: str, levels: Sequence[str], options: "Options", sign_off: str, patience: int, status: Status
 ) -> "tuple[Certificate, list[Result]]":
     """Try a platform by its name. Every result is in the certificate, too."""
+    from core.conformance.apart import Apart
     from core.conformance.certificate import certify
     from core.discovery import load_plugins
 
     plugins = load_plugins()
     platform, device = plugins.select_platform(name)
     found: dict[str, tuple[float, list[Result]]] = {}
-    for level in levels:
-        found[level] = _timed(level, platform, device, options, status)
+    with Apart(platform.name, patience) as apart:
+        for level in levels:
+            status(f"{platform.name}: {level}")
+            found[level] = _timed(apart.check(level, options), f"{platform.name}: {level}", status)
     status.clear()
     origin = next(each.distribution for each in plugins.platforms if each.name == platform.name)
     made = certify(platform, device, found, distribution=origin, quick=options.quick, signed_off_by=sign_off)
     return made, [result for _, results in found.values() for result in results]
 
 
-def _timed(
-    level: str, platform: "Platform", device: "Device", options: "Options", status: Status
-) -> "tuple[float, list[Result]]":
+def _timed(checks: "Iterable[Result]", level: str, status: Status) -> "tuple[float, list[Result]]":
     """One level: how many seconds it took, and what it found. A status line for each of its subjects."""
-    from core.conformance.levels import run
-
-    subjects, counts = set[str](), Counter[str]()
-
-    def progress(result: "Result") -> None:
-        where = f"{platform.name}: {level}: {result.subject}"
+    subjects, counts, results = set[str](), Counter[str](), list["Result"]()
+    started = time.perf_counter()
+    for result in checks:
+        where = f"{level}: {result.subject}"
         if result.subject not in subjects:
             status(where)
         subjects.add(result.subject)
+        results.append(result)
         counts[result.status] += 1
         status.update(f"{where} ({', '.join(f'{count:,} {word}' for word, count in counts.items())})")
-
-    status(f"{platform.name}: {level}")
-    started = time.perf_counter()
-    results = run(platform, device, [level], options, progress)
     return time.perf_counter() - started, results
 
 

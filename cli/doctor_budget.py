@@ -48,7 +48,7 @@ def decided(config: EngineConfig, plugins: Plugins, progress: Progress) -> Runne
     """
     platform, device = plugins.select_platform(config.platform)
     path = locate_model(config.model, config.revision, plugins.sources, plugins.aliases, progress)
-    checkpoint = open_checkpoint(path, plugins.architectures)
+    checkpoint = open_checkpoint(path, plugins.architectures, plugins.quantizations)
     return decide(config, platform, device, checkpoint, plugins.architectures)
 
 

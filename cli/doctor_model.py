@@ -16,14 +16,13 @@ from core.discovery import Plugins
 from core.engine.build import build_engine, runner_for
 from core.errors import CoreError, NoPlatform
 from core.examination import reason_of
-from core.execution.dispatch import REFERENCE
+from core.execution.dispatch import COMPOSED, REFERENCE
 from core.execution.trust import rejection
 from core.ledger import Choice
 
 SOME, MUCH = 0.05, 0.2
 """Of a step: what is worth a note, and what is a good part of the speed."""
 
-COMPOSED = "composed"
 FALLBACKS = (REFERENCE, COMPOSED)
 """What a ledger names as provider where a platform serves nothing itself."""
 

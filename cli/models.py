@@ -27,6 +27,8 @@ def models(
         (a["name"], a["family"], "yes" if a["gguf"] else "no", a["plugin"]) for a in found["architectures"]
     ]
     write_table("Architectures", ("architecture", "family", "GGUF", "plugin"), architectures)
+    quantizations = [(q["name"], q["plugin"]) for q in found["quantizations"]]
+    write_table("Quantised models", ("quant_method", "plugin"), quantizations)
     aliases = [(_marked(name), target) for name, target in found["aliases"].items()]
     write_table("Short names", ("name", "stands for"), aliases)
     cached = [(m["source"], m["name"], format_bytes(m["size_bytes"]), m["path"]) for m in found["cached"]]
@@ -44,7 +46,7 @@ def _marked(alias: str) -> str:
 
 
 def as_dict(plugins: "Plugins") -> dict[str, Any]:
-    """Architectures, aliases and cached models as plain data. One failing source leaves the others."""
+    """Architectures, quantizations, aliases and cached models as plain data. One failing source leaves the others."""
     cached: list[dict[str, Any]] = []
     failures: list[dict[str, str]] = []
     for scheme, source in plugins.sources.items():
@@ -71,6 +73,10 @@ def as_dict(plugins: "Plugins") -> dict[str, Any]:
                 "plugin": a.build.__module__.partition(".")[0],
             }
             for name, a in plugins.architectures.items()
+        ],
+        "quantizations": [
+            {"name": name, "plugin": q.read.__module__.partition(".")[0]}
+            for name, q in plugins.quantizations.items()
         ],
         "aliases": plugins.aliases,
         "cached": cached,

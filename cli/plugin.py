@@ -21,7 +21,9 @@ def new(
         str,
         typer.Argument(help="What the package is to be called, such as acme-platform.", show_default=False),
     ],
-    kind: Annotated[str, typer.Option(help="What it brings: platform, model or source.", show_default=False)],
+    kind: Annotated[
+        str, typer.Option(help="What it brings: platform, model, source or quantization.", show_default=False)
+    ],
     folder: Annotated[
         Path | None,
         typer.Option(

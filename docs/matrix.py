@@ -4,7 +4,7 @@ Made of the certificates in docs/certificates and of the platforms that pyprojec
 forgotten. generate.py puts it into the pages. Not part of the wheel.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import core
@@ -12,6 +12,7 @@ from core.accelerator import UnfinishedPlatform
 from core.conformance.certificate import Certificate, LevelReport, read
 from core.conformance.facts import sources_sha256
 from core.conformance.levels import LEVELS
+from core.conformance.ops_page import table
 from core.contracts.platform import Platform
 from core.contracts.versions import VERSIONS, text
 from core.discovery import Plugins
@@ -67,12 +68,6 @@ def chosen(platform: Platform) -> str:
     if platform.priority < 0:
         return "only when named"
     return "by `auto`" if platform.priority else "by `auto`, last"
-
-
-def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    """In Markdown."""
-    lines = [head, ("---",) * len(head), *rows]
-    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
 
 
 Entry = tuple[str, FoundPlatform | None, Certificate | None]

@@ -89,12 +89,6 @@ def test_scenarios_outside_the_manifest_are_reported_with_the_reason() -> None:
     assert found["4 heads of 32 on 2"].passed and found["prompts, chunks and decodes"].passed
 
 
-def test_a_dtype_that_a_device_does_not_declare_is_not_supported() -> None:
-    results = list(check(Bare(), CPU, Options(dtypes=("float16",))))
-
-    assert {result.unsupported for result in results} == {"dtype is float16; platform bare accepts float32"}
-
-
 # What is wrong
 
 

@@ -234,4 +234,4 @@ def test_a_rank_that_is_started_by_hand_says_who_starts_it() -> None:
     )
 
     assert (done.returncode, done.stdout) == (2, "")
-    assert "started by core.conformance.group, not by hand" in done.stderr
+    assert "started by core.conformance, not by hand" in done.stderr

@@ -99,11 +99,6 @@ def test_what_is_not_asked_for_by_name_is_not_run() -> None:
     assert list(found) == ["greedy, as a batch"]
 
 
-def test_a_dtype_that_the_device_lacks_is_not_supported() -> None:
-    (result,) = check(Sound(), DEVICE, Options(dtypes=("float16",)))
-    assert (result.status, result.unsupported) == ("not supported", "its dtypes are float32")
-
-
 def test_what_a_platform_raises_is_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLM_SIMULATED", "oom_after=0")
     platform, device = load_plugins().select_platform("simulated")

@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Mapping
 
 import pytest
+from bare_platform import CPU, Bare
 from mutant_platforms import DEVICE, Sound, WrongKernels
 
 from core.conformance import Options, Result
@@ -28,6 +29,26 @@ def test_levels_are_named_once_each_in_the_order_in_which_they_run() -> None:
 def test_a_dtype_that_there_is_not_is_refused() -> None:
     with pytest.raises(ConfigError, match="dtype is 'float64'; accepted: float32, bfloat16, float16"):
         Options(dtypes=("float32", "float64"))
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_dtype_that_the_device_does_not_declare_is_not_supported_once_in_every_level(level: str) -> None:
+    asked = Options(dtypes=("float16", "float16"), only="a name that no check has")
+
+    (found,) = run(Sound(), DEVICE, [level], asked)
+
+    assert (found.level, found.name, found.status) == (level, "dtype, float16", "not supported")
+    assert found.unsupported == "float16 is not among its dtypes: float32"
+
+
+@pytest.mark.parametrize("level", ["ops", "attention", "memory", "communication", "engine"])
+def test_a_level_is_run_in_the_dtypes_that_were_asked_for_and_are_declared(level: str) -> None:
+    refused, *others = run(
+        Bare(dtypes=("bfloat16", "float32")), CPU, [level], Options(dtypes=("float16", "float32"), quick=True)
+    )
+
+    assert (refused.case, refused.status) == ("float16", "not supported")
+    assert {result.dtype for result in others} - {""} == {"float32"}
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no driver"), SystemExit("no driver")])

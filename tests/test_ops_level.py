@@ -59,13 +59,6 @@ def test_quick_takes_the_preferred_dtype_and_otherwise_all_that_are_declared() -
     assert {result.dtype for result in results(Plain(), dtypes=("bfloat16",))} == {"bfloat16"}
 
 
-def test_a_dtype_that_the_device_does_not_declare_is_not_supported() -> None:
-    (found,) = results(Plain(), dtypes=("float16",))
-
-    assert (found.subject, found.case, found.status) == ("dtype", "float16", "not supported")
-    assert found.unsupported == "the device declares float32, bfloat16"
-
-
 def test_a_version_that_rejects_a_dtype_is_not_supported_and_what_serves_instead_is_tried() -> None:
     def rejects(request: KernelRequest) -> str | None:
         return "has no float32 units" if request.dtype == "float32" else None

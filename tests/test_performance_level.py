@@ -11,9 +11,10 @@ from torch import Tensor
 
 from core.conformance import Options, Result
 from core.conformance.figures import COLUMNS, figure_rows
+from core.conformance.heads import head_dim_for
 from core.conformance.performance import check, host_overhead
 from core.conformance.roofline import Bench
-from core.conformance.timing import BRIEF, Ceilings, Stopwatch
+from core.conformance.timing import BRIEF, Arithmetic, Ceilings, Stopwatch
 from core.contracts.attention import Attention
 from core.contracts.kernels import DecoderLayerWeights, Implementation
 from core.contracts.platform import Capabilities, Device, Platform, Probe, SchedulingLimits
@@ -167,6 +168,30 @@ def test_the_hosts_part_of_a_step_is_measured_on_a_platform_that_is_not_installe
     assert result.passed, str(result)
     assert 0 < result.figures["host_seconds_per_step"] < result.figures["seconds_per_step"]
     assert 0 < result.figures["host_share"] < 1
+
+
+@pytest.mark.parametrize(
+    ("accepted", "size"), [(None, 64), ((32, 64), 64), ((256, 128), 128), ((16, 80), 80)]
+)
+def test_heads_are_of_the_usual_size_or_of_the_nearest_that_a_device_accepts(
+    accepted: tuple[int, ...] | None, size: int
+) -> None:
+    assert head_dim_for(Capabilities(dtypes=("float32",), head_dims=accepted), 64) == size
+
+
+# Ceilings
+
+
+def test_a_dtype_in_which_products_are_slow_is_held_to_those_in_float32_where_the_device_has_it() -> None:
+    def ceilings(*declared: str) -> tuple[float, float, float]:
+        watch = Stopwatch(lambda: None, BRIEF.seconds)
+        arithmetic = Arithmetic(watch, "cpu", BRIEF, declared)
+        return arithmetic.rate("float64"), arithmetic.rate("float32"), arithmetic.ceiling("float64")
+
+    slow, fast, ceiling = ceilings("float64", "float32")
+    assert ceiling == fast > slow
+    slow, fast, ceiling = ceilings("float64")
+    assert ceiling == slow < fast
 
 
 # The table

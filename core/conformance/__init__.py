@@ -1,6 +1,7 @@
 """The kit that proves a platform: kernels against the reference, attention against an oracle, and whole answers.
 
-    levels.py         the levels there are, and running them
+    levels.py         the levels there are, and running them; apart.py runs them in a process of their own, and child.py
+                      has what such processes have in common
     ops.py            each declared kernel on its cases; kernels.py and quantized.py have them
     attention.py      ragged batches on a poisoned cache; scenarios.py and paging.py have those
     memory.py         budgets, copied and saved blocks, refusals; blocks.py and layers.py have what is done to blocks
@@ -14,6 +15,7 @@
                       ops_page.py writes docs/ops.md
     certificate.py    what was found, as a file; facts.py says where and of what
     pytest_plugin.py  all of it as tests of somebody else's; test_platform.py is what they collect
+    heads.py          the size of heads, where any would do
     compare.py        when two tensors are close enough, and what to say when they are not
 
 Nothing here raises because a platform is wrong: every check gives a `Result`, and wrong ones say why.

@@ -46,7 +46,7 @@ def check_attention(
     """
     capabilities = platform.capabilities(device)
     cache_dtypes = (None, *sorted(capabilities.kv_cache_dtypes))
-    for scenario, cache_dtype in product(scenarios(block_size, capabilities.head_dims), cache_dtypes):
+    for scenario, cache_dtype in product(scenarios(block_size, capabilities), cache_dtypes):
         spec = replace(scenario.spec(dtype, block_size), cache_dtype=cache_dtype)
         blocks = f"blocks of {block_size}" + (f", kept in {cache_dtype}" if cache_dtype else "")
         case = f"{scenario.name}, {blocks}"
@@ -59,9 +59,6 @@ def check_attention(
 
 def _excluded(platform: Platform, capabilities: Capabilities, spec: AttentionSpec) -> str:
     """Why the device's manifest excludes layers of this spec, or ""."""
-    if spec.dtype not in capabilities.dtypes:
-        accepted = ", ".join(capabilities.dtypes)
-        return f"dtype is {spec.dtype}; platform {platform.name} accepts {accepted}"
     try:
         check_capabilities(platform, capabilities, spec)
     except UnsupportedShape as error:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from core.conformance.heads import head_dim_for
 from core.conformance.quantized import stored_weight
 from core.contracts.attention import AttentionShape
 from core.contracts.kernels import CachedSequences, Case, DecoderLayerWeights
@@ -62,8 +63,8 @@ QUICK = Scale(hidden=512, intermediate=2048, vocabulary=8192, context=128)
 
 def scale_for(capabilities: Capabilities, *, quick: bool) -> Scale:
     """The scale to measure a device at, with heads of a size that it accepts."""
-    scale, accepted = QUICK if quick else FULL, capabilities.head_dims
-    return scale if accepted is None or scale.head_dim in accepted else replace(scale, head_dim=accepted[0])
+    scale = QUICK if quick else FULL
+    return replace(scale, head_dim=head_dim_for(capabilities, scale.head_dim))
 
 
 class Shapes(Inputs):

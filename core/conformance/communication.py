@@ -6,12 +6,13 @@ one that hangs or dies is a problem like any other.
 
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from core.conformance import Options, Result
 from core.conformance.group import Job, Key, Rank, Team, ranks_in_words
+from core.conformance.ops import tried_dtypes
 from core.contracts.platform import Device, Platform
 from core.discovery import load_plugins
 
@@ -20,9 +21,7 @@ SECONDS = 30.0
 
 
 def check(platform: Platform, device: Device, options: Options) -> Iterator[Result]:
-    """Every collective over 1, 2 and 4 ranks, in each dtype; when it is quick, in the preferred one alone."""
-    if options.quick and options.dtypes is None:
-        options = replace(options, dtypes=platform.capabilities(device).dtypes[:1])
+    """Every collective over 1, 2 and 4 ranks, in each dtype."""
     yield from check_groups(platform, device, options, (1, 2, 4))
 
 
@@ -30,7 +29,7 @@ def check_groups(
     platform: Platform, device: Device, options: Options, sizes: Sequence[int], seconds: float = SECONDS
 ) -> Iterator[Result]:
     """Every collective over groups of these sizes. Ranks share devices where there are fewer of them."""
-    dtypes = list(options.dtypes or platform.capabilities(device).dtypes)
+    dtypes = list(tried_dtypes(platform.capabilities(device), options))
     devices = [device, *(other for other in platform.probe().devices if other != device)]
     name = spelled(platform)
     with TemporaryDirectory(prefix="core-communication-") as folder, Team(Path(folder)) as team:

@@ -1,30 +1,18 @@
 """Groups of ranks, each rank a process of its own: started, heard, and ended. None of them outlives its team.
 
-What a rank does with its job is `rank`'s business. Between the two pass lines of JSON and nothing else. To start a
-process takes seconds, so one whose group ended well is a rank of the next group, too.
+What a rank does with its job is `rank`'s business. To start a process takes seconds, so one whose group ended well is a
+rank of the next group, too.
 """
 
-import json
-import os
 import selectors
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
+from core.conformance.child import EXIT_SECONDS, START_SECONDS, Child, Said
 
-from core.engine.spawn import environment
-
-START_SECONDS = 120.0
-"""How long ranks may say nothing while they start: they import torch, and whatever the platform needs."""
-
-_EXIT_SECONDS = 10.0  # from a rank's last word to its end
 _GRACE_SECONDS = 2.0  # for the others, once a rank has ended early: they may say why
 
 Key = tuple[str, str, str]
@@ -52,7 +40,7 @@ class Job:
     seconds: float
 
 
-class Rank:
+class Rank(Child):
     """A process, and what it has said of its job.
 
     ready   whether it has come as far as meeting the others
@@ -62,82 +50,36 @@ class Rank:
     """
 
     def __init__(self, errors: Path) -> None:
-        self._errors, self._unread = errors, b""
-        self._exit_code: int | None = None
+        # One thread each: more would fight for the cores.
+        super().__init__("core.conformance.rank", errors, OMP_NUM_THREADS="1")
         self._forget()
-        with errors.open("wb") as file:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "core.conformance.rank"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=file,
-                # One thread each: more would fight for the cores.
-                env={**environment(), "OMP_NUM_THREADS": "1"},
-                start_new_session=True,
-            )
 
     def give(self, job: Job) -> None:
         """Tell it what to do next."""
-        assert self._process.stdin is not None
         self._forget()
-        with suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps(asdict(job)).encode() + b"\n")
-            self._process.stdin.flush()
-
-    def fileno(self) -> int:
-        """Of the pipe that it speaks through."""
-        assert self._process.stdout is not None
-        return self._process.stdout.fileno()
+        self.tell(asdict(job))
 
     def read(self) -> None:
         """Take in what it has said."""
-        said = os.read(self.fileno(), 65536)
-        *lines, self._unread = (self._unread + said).split(b"\n")
-        for line in lines:
-            self._hear(json.loads(line))
-        if not said:
+        for line in self.heard():
+            self._hear(line)
+        if self.closed:
             self.over = self.over or "ended"
 
-    def dismiss(self) -> None:
-        """There is nothing more for it to do: its standard input ends."""
-        assert self._process.stdin is not None
-        with suppress(BrokenPipeError):
-            self._process.stdin.close()
-
-    def end(self) -> None:
-        """Wait for its exit if its job is over; end it, and whatever it started, and collect it."""
-        assert self._process.stdout is not None
-        by_itself = False
-        try:
-            self.dismiss()
-            by_itself = self._exits(_EXIT_SECONDS if self.over else 0.0)
-        finally:
-            # Not collected yet, it still owns its number.
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.stdout.close()
-            code = self._process.wait()
-        self._exit_code = code if by_itself else None
-
-    @property
-    def ended_badly(self) -> bool:
-        """Whether it has ended, and not by leaving with 0."""
-        return self._process.returncode is not None and self._exit_code != 0
+    def finish(self) -> None:
+        """Wait for its exit if its job is over, and end it."""
+        self.end(EXIT_SECONDS if self.over else 0.0)
 
     def fate(self, verb: str) -> str:
         """Why it did not `verb`: it took too long, or had ended."""
-        if self._exit_code is None:
-            return f"did not {verb} within {self.waited}"
-        lines = [line.strip() for line in self._errors.read_text(errors="replace").split("\n")]
-        last = next((line[:300] for line in reversed(lines) if line), "")
-        return f"ended with exit code {self._exit_code}" + (f": {last}" if last else "")
+        return f"{self.ending}{self.complaint}" if self.ending else f"did not {verb} within {self.waited}"
 
     def _forget(self) -> None:
         self.begun: dict[Key, None] = {}
         self.told: dict[Key, tuple[str, str]] = {}
-        self.ready, self.over, self.waited = False, "", f"{_EXIT_SECONDS:g} s"
+        self.ready, self.over, self.waited = False, "", f"{EXIT_SECONDS:g} s"
 
-    def _hear(self, line: dict[str, Any]) -> None:
+    def _hear(self, line: Said) -> None:
         self.ready |= "ready" in line
         self.over = line.get("over", self.over)
         if "begin" in line:
@@ -146,15 +88,6 @@ class Rank:
         elif "end" in line:
             subject, case, dtype = line["end"]
             self.told[subject, case, dtype] = (line["problem"], line["unsupported"])
-
-    def _exits(self, seconds: float) -> bool:
-        deadline = time.monotonic() + seconds
-        process = psutil.Process(self._process.pid)
-        while process.status() != psutil.STATUS_ZOMBIE:  # os.waitid tells it too, but not on every system
-            if time.monotonic() >= deadline:
-                return False
-            time.sleep(0.01)
-        return True
 
 
 class Team:
@@ -192,7 +125,7 @@ class Team:
         ranks, self._ranks = self._ranks, []
         with ExitStack() as stack:
             for rank in ranks:
-                stack.callback(rank.end)
+                stack.callback(rank.finish)
             for rank in ranks:
                 if rank.over:  # leaving takes time: all at once
                     rank.dismiss()

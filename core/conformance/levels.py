@@ -5,7 +5,7 @@ Imports nothing that computes until a level is run.
 
 import shlex
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from importlib import import_module
 
@@ -27,17 +27,32 @@ class Level:
     summary: str
 
     def check(self, platform: Platform, device: Device, options: Options) -> Iterator[Result]:
-        """Everything the level finds; an error that escapes it is a result, too."""
+        """Everything the level finds; an error that escapes it is a result, too.
+
+        Of the dtypes that were asked for, it is run in those that the device declares. Each of the others is not
+        supported, whatever the names of checks must contain.
+        """
         from core.execution.dispatch import resolve_execution
         from core.ledger import Ledger
 
         try:
             resolve_execution(platform, device, Ledger()).set_up()
-            found = import_module(f"core.conformance.{self.name}").check(platform, device, options)
+            asked = tuple(dict.fromkeys(options.dtypes or ()))
+            declared = platform.capabilities(device).dtypes if asked else ()
+            yield from (self._lacks(dtype, declared) for dtype in asked if dtype not in declared)
+            tried = tuple(dtype for dtype in asked if dtype in declared)
+            if asked and not tried:
+                return
+            run_in = replace(options, dtypes=tried or None)
+            found = import_module(f"core.conformance.{self.name}").check(platform, device, run_in)
             yield from (result for result in found if options.only in result.name)
         except (Exception, SystemExit) as error:
             problem = f"ended early: {type(error).__name__}: {error}"
             yield Result(level=self.name, subject=ENDED, case=self.name, problem=problem)
+
+    def _lacks(self, dtype: str, declared: tuple[str, ...]) -> Result:
+        reason = f"{dtype} is not among its dtypes: {', '.join(declared)}"
+        return Result(level=self.name, subject="dtype", case=dtype, unsupported=reason)
 
 
 LEVELS: Mapping[str, Level] = {

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from core.conformance import Options, Result
 from core.conformance.blocks import block_trials
+from core.conformance.heads import head_dim_for
 from core.conformance.kernels import raised
 from core.contracts.attention import AttentionSpec
 from core.contracts.memory import Memory
@@ -151,7 +152,7 @@ def _apart(take: Callable[[int], Tensor]) -> str:
 
 
 def _spec(capabilities: Capabilities, dtype: str, cache_dtype: str | None, size: int) -> AttentionSpec:
-    head_dim = _HEAD_DIM if capabilities.head_dims is None else min(capabilities.head_dims)
+    head_dim = head_dim_for(capabilities, _HEAD_DIM)
     return AttentionSpec(
         num_heads=_HEADS,
         num_kv_heads=_KV_HEADS,

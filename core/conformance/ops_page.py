@@ -32,8 +32,9 @@ llm conformance --platform NAME --level performance
 
 The first tries every version on every case, against the reference, and once more with quantised weights. The second
 measures it beside what the device's memory and arithmetic can do: its share of the nearer ceiling says what is left to
-gain. More than all of it means that a cache has helped, or that a quantised product computes in fewer bits than the
-dtype has. Attention is a contract of its own, with a level of its own.
+gain. The ceiling of arithmetic is torch's product in the dtype, or in float32 where that is faster. More than all of
+it means that a cache has helped, or that a quantised product computes in fewer bits than the dtype has. Attention is a
+contract of its own, with a level of its own.
 
 ## Where the time goes
 
@@ -56,7 +57,7 @@ def ops_page() -> str:
 
 
 def _overview() -> str:
-    return _table(
+    return table(
         ("kernel", "computes", *(f"flops per byte, {step.name}" for step in STEPS)),
         ((f"[`{name}`](#{name})", kernel.summary, *_intensities(kernel)) for name, kernel in KERNELS.items()),
     )
@@ -76,8 +77,8 @@ def _section(kernel: Kernel) -> str:
             f"## {kernel.name}\n",
             f"`{signature}`: {kernel.summary}. Reference: [{source}](../{source}).\n",
             f"```text\n{inspect.getdoc(kernel.reference)}\n```\n",
-            _table(("", ""), _facts(kernel)),
-            _table(("a call on", "bytes", "flops", "flops per byte"), _costs(kernel)),
+            table(("", ""), _facts(kernel)),
+            table(("a call on", "bytes", "flops", "flops per byte"), _costs(kernel)),
         )
     )
 
@@ -128,6 +129,7 @@ def _intensity(cost: Cost) -> str:
     return f"{cost.flops / cost.bytes_moved:,.1f}"
 
 
-def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    """In Markdown."""
     lines = [head, ("---",) * len(head), *rows]
     return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)

@@ -1,8 +1,10 @@
 """The level "performance": each kernel against what the device's memory and arithmetic can do.
 
 The device's ceilings are measured in the same run, that of its memory anew before every figure, because it drifts with
-what else the machine does. A kernel that comes near 1 of either has nothing left to gain. Above 1, a cache has helped,
-or a quantised product computes in fewer bits than the dtype has. Slow is never wrong here; what is not finite is.
+what else the machine does. That of its arithmetic is torch's product in the dtype or in float32, whichever is faster:
+torch's own may be slow in a dtype that a kernel widens first. A kernel that comes near 1 of either has nothing left to
+gain. Above 1, a cache has helped, or a quantised product computes in fewer bits than the dtype has. Slow is never wrong
+here; what is not finite is.
 """
 
 from collections.abc import Iterator
@@ -12,12 +14,13 @@ from tempfile import TemporaryDirectory
 
 from core.clock import HOST_STAGES
 from core.conformance import Options, Result, driver
+from core.conformance.heads import head_dim_for
 from core.conformance.kernels import raised
-from core.conformance.ops import refused_dtypes, tried_dtypes
+from core.conformance.ops import tried_dtypes
 from core.conformance.roofline import LEVEL, Bench, finite
-from core.conformance.timing import BRIEF, THOROUGH, Bandwidth, Ceilings, Effort, Stopwatch, product_rate
+from core.conformance.timing import BRIEF, THOROUGH, Arithmetic, Bandwidth, Ceilings, Effort, Stopwatch
 from core.conformance.tiny import CONFIG, write_tiny_model
-from core.contracts.platform import Capabilities, Device, Platform
+from core.contracts.platform import Device, Platform
 from core.engine.engine import Engine
 from core.errors import UnsupportedShape
 from core.execution.dispatch import resolve_execution
@@ -31,11 +34,11 @@ _PROMPTS = {f"prompt {i}": [3 + i, *range(10, 17)] for i in range(8)}
 def check(platform: Platform, device: Device, options: Options) -> Iterator[Result]:
     """Ceilings, then kernels, dtype by dtype; at last what the host adds to a step."""
     capabilities, effort = platform.capabilities(device), effort_of(options)
-    yield from refused_dtypes(LEVEL, capabilities, options)
     found = Result(level=LEVEL, subject="device", case="memory")
     try:
         watch = stopwatch(platform, device, effort)
         bandwidth = Bandwidth(watch, device.torch_device)
+        arithmetic = Arithmetic(watch, device.torch_device, effort, capabilities.dtypes)
         rates = bandwidth.rates()
     except Exception as error:
         yield replace(found, problem=raised(error))
@@ -43,7 +46,7 @@ def check(platform: Platform, device: Device, options: Options) -> Iterator[Resu
     for case, rate in rates.items():
         yield finite(replace(found, case=case, figures={"bytes_per_second": rate}))
     for dtype in tried_dtypes(capabilities, options):
-        yield from _in_dtype(platform, device, dtype, options, watch, bandwidth)
+        yield from _in_dtype(platform, device, dtype, options, watch, bandwidth, arithmetic)
     yield host_overhead(platform, device, options)
 
 
@@ -64,12 +67,12 @@ def host_overhead(platform: Platform, device: Device, options: Options) -> Resul
     By the engine's own clock, see `core.clock`.
     """
     capabilities = platform.capabilities(device)
-    dtype = (*tried_dtypes(capabilities, options), capabilities.dtypes[0])[0]
+    dtype = tried_dtypes(capabilities, options)[0]
     found = Result(level=LEVEL, subject="engine", case="steps of a tiny model", dtype=dtype)
     side = driver.Side(platform=platform, device=device, dtype=dtype, block_size=capabilities.block_sizes[0])
     try:
         with TemporaryDirectory() as folder:
-            head_dim = _tiny_head_dim(capabilities)
+            head_dim = head_dim_for(capabilities, CONFIG["head_dim"])
             model = write_tiny_model(Path(folder), seed=options.seed, head_dim=head_dim)
             with side.engine(model, enable_prefix_caching=False) as engine:
                 return finite(
@@ -82,19 +85,25 @@ def host_overhead(platform: Platform, device: Device, options: Options) -> Resul
 
 
 def _in_dtype(
-    platform: Platform, device: Device, dtype: str, options: Options, watch: Stopwatch, bandwidth: Bandwidth
+    platform: Platform,
+    device: Device,
+    dtype: str,
+    options: Options,
+    watch: Stopwatch,
+    bandwidth: Bandwidth,
+    arithmetic: Arithmetic,
 ) -> Iterator[Result]:
-    found, effort = Result(level=LEVEL, subject="device", case="product", dtype=dtype), effort_of(options)
+    found = Result(level=LEVEL, subject="device", case="product", dtype=dtype)
     try:
-        rate = product_rate(watch, device.torch_device, dtype, effort)
+        rate, most = arithmetic.rate(dtype), arithmetic.ceiling(dtype)
         bench = Bench(
             platform,
             device,
             dtype,
             options,
             watch=watch,
-            effort=effort,
-            ceilings=lambda: Ceilings(max(bandwidth.rates().values()), rate),
+            effort=effort_of(options),
+            ceilings=lambda: Ceilings(max(bandwidth.rates().values()), most),
         )
     except Exception as error:
         yield replace(found, problem=raised(error))
@@ -102,11 +111,6 @@ def _in_dtype(
     yield finite(replace(found, figures={"flops_per_second": rate}))
     for kernel in KERNELS.values():
         yield from bench.results(kernel)
-
-
-def _tiny_head_dim(capabilities: Capabilities) -> int:
-    usual, accepted = CONFIG["head_dim"], capabilities.head_dims
-    return usual if accepted is None or usual in accepted else accepted[0]
 
 
 def _per_step(engine: Engine, num_tokens: int) -> dict[str, float]:

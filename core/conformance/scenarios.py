@@ -7,7 +7,9 @@ reports the others as not supported.
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from core.conformance.heads import head_dim_for
 from core.contracts.attention import AttentionSpec
+from core.contracts.platform import Capabilities
 
 _HEAD_DIM = 64
 _HEADS = ((4, 1, 64), (4, 4, 16), (8, 2, 80), (6, 2, 128))
@@ -53,17 +55,14 @@ class Scenario:
         )
 
 
-def scenarios(block_size: int, head_dims: tuple[int, ...] | None = None) -> Iterator[Scenario]:
-    """Every scenario, its lengths chosen around this block size.
-
-    head_dims  those that the device accepts, each of which is tried; None: any
-    """
-    usual = head_dims[0] if head_dims and _HEAD_DIM not in head_dims else _HEAD_DIM
+def scenarios(block_size: int, capabilities: Capabilities) -> Iterator[Scenario]:
+    """Every scenario, its lengths chosen around this block size. Each size of heads that the device names is tried."""
+    usual = head_dim_for(capabilities, _HEAD_DIM)
     for family in (_ragged, _windows, _shared, _soft_caps, _alibi, _garbage):
         for scenario in family(block_size):
             yield replace(scenario, head_dim=usual)
     known = {dim for _, _, dim in _HEADS}
-    declared = tuple((4, 2, dim) for dim in head_dims or () if dim not in known)
+    declared = tuple((4, 2, dim) for dim in capabilities.head_dims or () if dim not in known)
     for heads, kv_heads, head_dim in (*_HEADS, *declared):
         yield Scenario(
             name=f"{heads} heads of {head_dim} on {kv_heads}",

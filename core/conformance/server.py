@@ -31,12 +31,7 @@ def check(platform: Platform, device: Device, options: Options) -> Iterator[Resu
         reason = f"{platform.name} is not installed, and a server finds platforms by their names"
         yield Result(level=LEVEL, subject="start", case="llm serve", unsupported=reason)
         return
-    declared = platform.capabilities(device).dtypes
-    dtypes = [dtype for dtype in declared if options.dtypes is None or dtype in options.dtypes]
-    if not dtypes:
-        reason = f"its dtypes are {', '.join(declared)}"
-        yield Result(level=LEVEL, subject="start", case="any dtype asked for", unsupported=reason)
-        return
+    dtypes = options.dtypes or platform.capabilities(device).dtypes
     dtype = EXACT if EXACT in dtypes else dtypes[0]
     with TemporaryDirectory(prefix="conformance-") as folder:
         bench = Workbench(platform, device, Path(folder), dtype, seed=options.seed, length=BRIEF)

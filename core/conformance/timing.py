@@ -3,7 +3,7 @@
 Measures through plain torch and the platform's `Execution`; judges nothing.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle, islice
@@ -42,7 +42,7 @@ BRIEF = Effort(seconds=0.03, matrix_sizes=(512, 1024, 2048), spread_bytes=2**26)
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What a device does at most, as measured: bytes read and written, and flops in one dtype."""
+    """What a device does at most, as measured: bytes read and written, and flops of kernels in one dtype."""
 
     bytes_per_second: float
     flops_per_second: float
@@ -106,13 +106,33 @@ class Bandwidth:
         return {"copy": 2 * self._source.nbytes / copied, "read": self._source.nbytes / summed}
 
 
-def product_rate(watch: Stopwatch, torch_device: str, dtype: str, effort: Effort) -> float:
-    """Flops per second of the product of two matrices: the best over their sizes and runs."""
-    best, generator = 0.0, torch.Generator().manual_seed(0)
-    for size in effort.matrix_sizes:
-        whole = torch.randn(2, size, size, generator=generator).to(getattr(torch, dtype)).to(torch_device)
-        seconds = min(watch.runs([partial(torch.mm, whole[0], whole[1])]))
-        best = max(best, 2 * size**3 / seconds)
-        if seconds > _LONG_SECONDS:
-            break
-    return best
+class Arithmetic:
+    """Measures a device's products of large matrices, once in each dtype.
+
+    declared  the dtypes of the device
+    """
+
+    def __init__(
+        self, watch: Stopwatch, torch_device: str, effort: Effort, declared: Collection[str]
+    ) -> None:
+        self._watch, self._device, self._effort, self._declared = watch, torch_device, effort, declared
+        self._rates: dict[str, float] = {}
+
+    def rate(self, dtype: str) -> float:
+        """Flops per second of torch's product in this dtype: the best over sizes and runs."""
+        if dtype not in self._rates:
+            self._rates[dtype] = max(self._products(getattr(torch, dtype)))
+        return self._rates[dtype]
+
+    def ceiling(self, dtype: str) -> float:
+        """Flops per second that a kernel of this dtype may come to: it may compute in float32, if the device does."""
+        return max(self.rate(each) for each in {dtype, "float32"} if each in self._declared)
+
+    def _products(self, dtype: torch.dtype) -> Iterator[float]:
+        generator = torch.Generator().manual_seed(0)
+        for size in self._effort.matrix_sizes:
+            whole = torch.randn(2, size, size, generator=generator).to(dtype).to(self._device)
+            seconds = min(self._watch.runs([partial(torch.mm, whole[0], whole[1])]))
+            yield 2 * size**3 / seconds
+            if seconds > _LONG_SECONDS:
+                return

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from core.conformance.driver import MAX_NUM_SEQS, Answer, Side, complete
+from core.conformance.heads import head_dim_for
 from core.conformance.reference_platform import DEVICE, ReferencePlatform
 from core.conformance.tiny import CONFIG, write_tiny_model
 from core.contracts.platform import Capabilities, Device, Platform
@@ -62,8 +63,7 @@ class Workbench:
 
     def model(self, **changes: Any) -> Path:
         """The folder of a tiny model that the device accepts, written when it is first asked for."""
-        accepted = self.capabilities.head_dims
-        head_dim = CONFIG["head_dim"] if accepted is None or CONFIG["head_dim"] in accepted else min(accepted)
+        head_dim = head_dim_for(self.capabilities, CONFIG["head_dim"])
         config = {"head_dim": head_dim, "max_position_embeddings": max(512, 6 * self.unit), **changes}
         folder = self._folder / ("-".join(f"{name}-{value}" for name, value in changes.items()) or "llama")
         if not folder.is_dir():

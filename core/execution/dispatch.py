@@ -25,7 +25,8 @@ from core.reference.communication import connect
 from core.reference.execution import EagerExecution
 from core.reference.memory import HostMemory
 
-REFERENCE = "reference"
+REFERENCE, COMPOSED = "reference", "composed"
+"""Whom the ledger names as provider where the platform has no version: of the whole kernel, of a coarse one."""
 
 _Contract = TypeVar("_Contract")
 
@@ -59,7 +60,7 @@ def resolve_kernels(
             chosen[name] = offered[name].function
     for name, kernel in reference.KERNELS.items():
         if kernel.composed and name not in chosen:
-            ledger.record(name, "composed", _composition(kernel, providers), rejected=rejected[name])
+            ledger.record(name, COMPOSED, _composition(kernel, providers), rejected=rejected[name])
         else:
             ledger.record(name, providers[name], rejected=rejected[name])
     return reference.assemble(chosen)

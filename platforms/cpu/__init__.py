@@ -1,4 +1,4 @@
-"""The CPU of this machine, through torch and the vendor library behind it.
+"""The CPU of this machine, through C++ kernels compiled for it, torch, and the vendor library behind that.
 
 platform.py   what it is and can do
 kernels.py    what stands in for the C++ kernels: packed linear layers and the gated MLP

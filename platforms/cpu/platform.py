@@ -19,7 +19,7 @@ class CpuPlatform(NativePlatform):
 
     contract = (2, 0)
     name = "cpu"
-    summary = "this machine's processor, through torch"
+    summary = "this machine's processor, through C++ kernels and torch"
     priority = 0
 
     def capabilities(self, device: Device) -> Capabilities:
