@@ -16,6 +16,7 @@ import pluggy
 
 from core import hookspecs
 from core.contracts.model import Architecture
+from core.contracts.packing import Quantization
 from core.contracts.platform import Device, Platform
 from core.contracts.source import ModelSource
 from core.contracts.validation import source_problems, stated_version_problems
@@ -46,6 +47,7 @@ class Plugins:
     platforms: tuple[FoundPlatform, ...] = ()
     architectures: dict[str, Architecture] = field(default_factory=dict[str, Architecture])
     sources: dict[str, ModelSource] = field(default_factory=dict[str, ModelSource])
+    quantizations: dict[str, Quantization] = field(default_factory=dict[str, Quantization])
     aliases: dict[str, str] = field(default_factory=dict[str, str])
     failures: tuple[PluginFailure, ...] = ()
 
@@ -123,6 +125,7 @@ def collect(points: Iterable[EntryPoint]) -> Plugins:
         platforms=tuple(gather.named("core_platforms", "platform", platform).values()),
         architectures=gather.named("core_architectures", "architecture", _architecture),
         sources=gather.named("core_model_sources", "source", _source),
+        quantizations=gather.named("core_quantizations", "quantization", _quantization),
         aliases=gather.named("core_model_aliases", "alias", _alias),
         failures=tuple(failures),
     )
@@ -239,11 +242,16 @@ def _error(kept: Any) -> str | None:
     return kept.error if isinstance(kept, FoundPlatform) else None
 
 
-def _architecture(plugin: str, declared: Any) -> tuple[str, Architecture]:
-    if not isinstance(declared, Architecture):
-        raise ContractViolation(f"{declared!r} is not a core.contracts.model.Architecture")
-    if problems := stated_version_problems("model", declared):
+def _check_declared(contract: str, kind: type[Any], declared: Any) -> None:
+    """Plain data that a plugin declares: of the right class, and written for a version that is taken."""
+    if not isinstance(declared, kind):
+        raise ContractViolation(f"{declared!r} is not a {kind.__module__}.{kind.__name__}")
+    if problems := stated_version_problems(contract, declared):
         raise ContractViolation("; ".join(problems))
+
+
+def _architecture(plugin: str, declared: Any) -> tuple[str, Architecture]:
+    _check_declared("model", Architecture, declared)
     return declared.name, declared
 
 
@@ -251,6 +259,11 @@ def _source(plugin: str, declared: Any) -> tuple[str, ModelSource]:
     if problems := source_problems(declared):
         raise ContractViolation("; ".join(problems))
     return declared.scheme, declared()
+
+
+def _quantization(plugin: str, declared: Any) -> tuple[str, Quantization]:
+    _check_declared("quantization", Quantization, declared)
+    return declared.name, declared
 
 
 def _alias(plugin: str, declared: Any) -> tuple[str, str]:

@@ -11,6 +11,7 @@ import pluggy
 
 if TYPE_CHECKING:
     from core.contracts.model import Architecture
+    from core.contracts.packing import Quantization
     from core.contracts.platform import Platform
     from core.contracts.source import ModelSource
 
@@ -34,6 +35,11 @@ def core_architectures() -> "list[Architecture]":  # pyright: ignore[reportRetur
 @hookspec
 def core_model_sources() -> "list[type[ModelSource]]":  # pyright: ignore[reportReturnType]
     """Places that models come from: subclasses of `core.contracts.source.ModelSource`."""
+
+
+@hookspec
+def core_quantizations() -> "list[Quantization]":  # pyright: ignore[reportReturnType]
+    """Ways in which published models are quantised, each a declaration of `core.contracts.packing.Quantization`."""
 
 
 @hookspec

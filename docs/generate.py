@@ -26,10 +26,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 
-from matrix import chosen, matrix, matrix_levels, table  # noqa: E402
+from matrix import chosen, matrix, matrix_levels  # noqa: E402
 
 from cli.reference import reference  # noqa: E402
 from core import hookspecs  # noqa: E402
+from core.conformance.ops_page import table  # noqa: E402
 from core.contracts.changelog import CHANGES  # noqa: E402
 from core.contracts.platform import Capabilities, Platform  # noqa: E402
 from core.contracts.versions import CHAPTERS, VERSIONS, accepted, text  # noqa: E402
@@ -99,7 +100,7 @@ def toy_platform(plugins: Plugins) -> str:
 
 
 def contract_versions(plugins: Plugins) -> str:
-    """The three contracts, their versions, and where each stands."""
+    """The contracts, their versions, and where each stands."""
     rows = [
         (name, text(version), accepted(name), ", ".join(f"`{chapter}.py`" for chapter in CHAPTERS[name]))
         for name, version in VERSIONS.items()

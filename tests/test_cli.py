@@ -530,6 +530,7 @@ def test_explain_shows_the_ledger(llm: Run, tiny_llama: Path) -> None:
 def test_models_lists_architectures_short_names_and_what_is_cached(llm: Run, smollm2: Path) -> None:
     found = json.loads(llm("models", "--json").out)
     assert "LlamaForCausalLM" in [architecture["name"] for architecture in found["architectures"]]
+    assert {"name": "gptq", "plugin": "plugins"} in found["quantizations"]
     assert found["aliases"]["smollm2-135m"].startswith("wheel:")
     cached = {model["path"]: model for model in found["cached"]}
     assert any(str(smollm2).startswith(path) for path in cached)

@@ -340,10 +340,11 @@ class TestVersions:
         finding = only(checked(source))
         assert (finding.rule, finding.line, finding.breaks) == ("contract", marked(source), False)
 
-    def test_so_it_is_of_sources_and_architectures(self, checked: Checked) -> None:
+    def test_so_it_is_of_sources_architectures_and_quantizations(self, checked: Checked) -> None:
         source = """
             from typing import ClassVar
             from core.contracts.model import Architecture
+            from core.contracts.packing import Quantization
             from core.contracts.source import ModelSource
 
             class Shelf(ModelSource):
@@ -353,11 +354,17 @@ class TestVersions:
                 def cached(self): ...
 
             OWN = Architecture(name="a", family="a", describe=print, build=print, contract=(7, 0))  # here
+            ROWS = Quantization(name="rows", read=print, contract=(3, 1))  # rows
         """
-        shelf, own = checked(source).findings
-        assert (shelf.line, own.line) == (marked(source, "# shelf"), marked(source))
+        shelf, own, rows = checked(source).findings
+        assert (shelf.line, own.line, rows.line) == (
+            marked(source, "# shelf"),
+            marked(source),
+            marked(source, "# rows"),
+        )
         assert "source contract 4.0" in shelf.message
         assert "model contract 7.0" in own.message
+        assert "quantization contract 3.1" in rows.message
 
     def test_a_plugin_of_the_version_before_works_and_is_told_what_changed(self) -> None:
         folder = TESTS / "toy_platform_v1"
@@ -449,6 +456,10 @@ class TestUses:
         "of a model": (
             "from core.contracts.model import Architecture\nx = Architecture(builds=print)  # here",
             "Architecture(builds=) is not in model contract 1.0, did you mean build?",
+        ),
+        "of a quantization": (
+            "from core.contracts.packing import Quantization\nx = Quantization(reads=print)  # here",
+            "Quantization(reads=) is not in quantization contract 1.0, did you mean read?",
         ),
     }
 

@@ -25,7 +25,12 @@ from core.errors import ConfigError
 from core.plugin_kit.check import check
 from core.plugin_kit.new import KINDS, plan, write_package
 
-NAMES = {"platform": "Acme-Board.platform", "model": "acme-model", "source": "Shelf_of_Acme"}
+NAMES = {
+    "platform": "Acme-Board.platform",
+    "model": "acme-model",
+    "source": "Shelf_of_Acme",
+    "quantization": "acme-rows-quantization",
+}
 ENABLING = '# "rms_norm": Implementation'
 
 
@@ -117,6 +122,9 @@ class TestEveryKind:
         elif kind == "model":
             (architecture,) = plugins.architectures.values()
             assert (architecture.name, architecture.contract) == ("AcmeForCausalLM", VERSIONS[kind])
+        elif kind == "quantization":
+            (quantization,) = plugins.quantizations.values()
+            assert (quantization.name, quantization.contract) == ("acme-rows", VERSIONS[kind])
         else:
             (source,) = plugins.sources.values()
             assert (source.scheme, source.contract) == ("shelf-of-acme", VERSIONS[kind])
@@ -256,11 +264,13 @@ class TestNames:
         with pytest.raises(ConfigError, match=re.escape(self.BAD[name])):
             plan(name, "platform")
 
-    def test_what_our_models_and_sources_are_called_is_taken_for_those(self) -> None:
+    def test_what_our_models_sources_and_quantizations_are_called_is_taken_for_those(self) -> None:
         with pytest.raises(ConfigError, match="wheel is taken"):
             plan("wheel-source", "source")
         with pytest.raises(ConfigError, match="Qwen3ForCausalLM is taken"):
             plan("qwen3-model", "model")
+        with pytest.raises(ConfigError, match="gptq is taken"):
+            plan("gptq-quantization", "quantization")
 
     def test_what_another_installed_plugin_is_called_is_taken_and_its_own_name_is_not(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -275,7 +285,7 @@ class TestNames:
         with pytest.raises(ConfigError, match="acme is taken, by the installed plugin acme-platform"):
             plan("acme", "platform")
 
-    @pytest.mark.parametrize("kind", ["quantization", "", "alias"])
+    @pytest.mark.parametrize("kind", ["sampler", "", "alias"])
     def test_a_kind_without_a_hook_is_refused_with_those_that_have_one(self, kind: str) -> None:
         with pytest.raises(ConfigError) as refused:
             plan("acme", kind)
@@ -339,8 +349,8 @@ class TestCommand:
 
     def test_what_is_wrong_with_the_command_line_is_named_by_option(self, tmp_path: Path) -> None:
         folder = ("--folder", tmp_path)
-        code, _, err = self.run("acme", "--kind", "quantization", *folder)
-        assert (code, err.partition(" is no kind")[0]) == (2, "error: --kind: 'quantization'")
+        code, _, err = self.run("acme", "--kind", "sampler", *folder)
+        assert (code, err.partition(" is no kind")[0]) == (2, "error: --kind: 'sampler'")
         code, _, err = self.run("acme", "--kind", "model", "--contract-version", "8.0", *folder)
         assert (code, err.partition(" does not")[0]) == (2, "error: --contract-version: version '8.0'")
         assert self.run("class", "--kind", "model", *folder)[0] == 2

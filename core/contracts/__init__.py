@@ -10,10 +10,11 @@
     quantization.py   WeightFormat, QuantizedWeight: how weights are stored
     model.py          Architecture, Model: what an architecture plugin brings
     source.py         ModelSource: where a model's files come from
+    packing.py        Quantization, Scheme: how a quantised checkpoint packs its weights
 
 Around it stands what keeps it an agreement:
 
-    versions.py    the three contracts (platform, model, source), and which versions of each are taken
+    versions.py    the four contracts (platform, model, source, quantization), and which versions of each are taken
     surface.py     what a contract asks, as plain data; history/ has it of every version
     changelog.py   what changed from one to the next
     adapters.py    plugins of the major version before, made to keep this one

@@ -13,7 +13,7 @@ from core.contracts.platform import FEATURES, Capabilities, Device, Platform, Pr
 from core.contracts.quantization import FORMATS
 from core.contracts.source import ModelSource
 from core.contracts.surface import ClassSurface, Method, history, parameters, signature
-from core.contracts.versions import VERSIONS, Version, version_problem
+from core.contracts.versions import CONTRACT_OF, VERSIONS, Version, version_problem
 
 DTYPES = ("float32", "bfloat16", "float16")
 CACHE_DTYPES = ("int8",)
@@ -89,12 +89,12 @@ def method_problem(name: str, given: tuple[str, ...], known: Mapping[str, Method
 
 
 def object_problems(given: Any, base: type[Any], version: Version) -> list[str]:
-    """In what an object that a platform's factory returned departs from its class in that version."""
+    """In what an object that a plugin's factory returned departs from its class in that version."""
     if not isinstance(given, base):
         return [f"None or a subclass of {base.__module__}.{base.__name__} is expected"]
     chapter = base.__module__.rpartition(".")[2]
     cls: type[Any] = type(given)  # pyright: ignore[reportUnknownVariableType]
-    return class_problems(cls, base, _asked("platform", version, f"{chapter}.{base.__name__}"))
+    return class_problems(cls, base, _asked(CONTRACT_OF[chapter], version, f"{chapter}.{base.__name__}"))
 
 
 def probe_problems(probe: Any) -> list[str]:

@@ -1,6 +1,6 @@
 """Which versions of the contracts there are, and which of them this core still takes.
 
-There are three contracts, each with a version of its own. A plugin states, as `contract`, the version of the one
+There are four contracts, each with a version of its own. A plugin states, as `contract`, the version of the one
 it was written for: a platform that of "platform", and so on. The modules that make up a contract are its chapters.
 What each version asks lies in `history/`, as plain data; what changed, and why, in `changelog`.
 """
@@ -10,7 +10,12 @@ from typing import Any, cast
 
 Version = tuple[int, int]
 
-VERSIONS: Mapping[str, Version] = {"platform": (2, 0), "model": (1, 0), "source": (1, 0)}
+VERSIONS: Mapping[str, Version] = {
+    "platform": (2, 0),
+    "model": (1, 0),
+    "source": (1, 0),
+    "quantization": (1, 0),
+}
 """(major, minor) of each contract. Major: something was removed or means something else; minor: something was added."""
 
 LAST_MINOR: Mapping[tuple[str, int], int] = {("platform", 1): 0}
@@ -29,8 +34,14 @@ CHAPTERS: Mapping[str, tuple[str, ...]] = {
     ),
     "model": ("model",),
     "source": ("source",),
+    "quantization": ("packing",),
 }
 """Modules of `core.contracts`, by the contract that they belong to."""
+
+CONTRACT_OF: Mapping[str, str] = {
+    chapter: contract for contract, chapters in CHAPTERS.items() for chapter in chapters
+}
+"""The contract that each module of `core.contracts` is a chapter of."""
 
 
 def accepted(contract: str) -> str:

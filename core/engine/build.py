@@ -55,7 +55,7 @@ def build_engine(
     path, tokenizer_path = _paths(config, plugins, progress)
     if not config.skip_tokenizer_init:
         located(tokenizer_path)
-    checkpoint = open_checkpoint(path, plugins.architectures)
+    checkpoint = open_checkpoint(path, plugins.architectures, plugins.quantizations)
     context = decide(config, platform, device, checkpoint, plugins.architectures)
     eos = eos_token_ids(checkpoint, context.description.vocab_size)
     defaults = sampling_defaults(config, checkpoint)
@@ -127,6 +127,8 @@ def decide(
     ledger = Ledger()
     ledger.record("platform", platform.name, f"{device.name} ({device.torch_device})")
     ledger.record("architecture", architecture.name, architecture.family)
+    if checkpoint.quant_method is not None:
+        ledger.record("checkpoint", checkpoint.quant_method, checkpoint.packing())
     defaults: Any = platform.defaults(description, device)
     if not isinstance(defaults, Defaults):
         raise ContractViolation(

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from core.contracts.changelog import changes_since
-from core.contracts.versions import VERSIONS, Version
+from core.contracts.versions import CONTRACT_OF, VERSIONS, Version, text
 from core.errors import ConfigError
 from core.plugin_kit.classes import (
     STATING,
@@ -19,7 +19,7 @@ from core.plugin_kit.lineage import Classes, Lineage, value_of
 from core.plugin_kit.modules import Modules
 from core.plugin_kit.reading import read
 from core.plugin_kit.uses import Versions, check_uses
-from core.plugin_kit.versions import CONTRACT_OF, existing, stated_problem, versions_against
+from core.plugin_kit.versions import existing, stated_problem, versions_against
 
 
 def check(path: Path, against: str | None = None) -> Report:
@@ -53,7 +53,7 @@ def check(path: Path, against: str | None = None) -> Report:
 
 def _refuse_unless_current(against: str, used: set[str]) -> None:
     """A version of another contract than those that the plugin uses compares nothing."""
-    if against not in {".".join(map(str, VERSIONS[each])) for each in used}:
+    if against not in {text(VERSIONS[each]) for each in used}:
         raise ConfigError(
             f"version {against!r} is none of a contract that this plugin uses; {existing(sorted(used))}",
             setting="against",

@@ -8,17 +8,18 @@ from typing import Any
 from core.contracts.changelog import Change
 from core.contracts.surface import ClassSurface, Method
 from core.contracts.validation import method_problem
-from core.contracts.versions import Version, text
+from core.contracts.versions import CONTRACT_OF, Version, text
 from core.plugin_kit.findings import Finding
 from core.plugin_kit.lineage import UNREADABLE, Class, Classes, Lineage, literal, value_of
 from core.plugin_kit.modules import Modules
-from core.plugin_kit.versions import CONTRACT_OF, class_of, stated_problem, to_be_set
+from core.plugin_kit.versions import class_of, stated_problem, to_be_set
 
 STATING = frozenset({"platform.Platform", "source.ModelSource"})
 """Classes that state the version of their contract; the others of a plugin are of the same one."""
 OPEN = frozenset({"runner.Runner"})
 """Classes that may have public methods beside the contract: a runner's stages are its own affair."""
-ARCHITECTURE = "core.contracts.model.Architecture"
+DECLARATIONS = frozenset({"core.contracts.model.Architecture", "core.contracts.packing.Quantization"})
+"""Plain data that states the version of its contract."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,22 +50,25 @@ def statements(modules: Modules, classes: Classes) -> Iterator[Stated]:
                 line=line,
                 value=value,
             )
-    yield from _architectures(modules)
+    yield from _declarations(modules)
 
 
-def _architectures(modules: Modules) -> Iterator[Stated]:
+def _declarations(modules: Modules) -> Iterator[Stated]:
     for source, nodes in modules.everything:
         for node, scope in nodes:
-            if isinstance(node, ast.Call) and modules.home(scope.resolve(node.func)) == ARCHITECTURE:
-                for keyword in node.keywords:
-                    if keyword.arg == "contract":
-                        yield Stated(
-                            contract="model",
-                            name="Architecture",
-                            path=source.path,
-                            line=keyword.value.lineno,
-                            value=literal(keyword.value),
-                        )
+            called = modules.home(scope.resolve(node.func)) if isinstance(node, ast.Call) else ""
+            if not isinstance(node, ast.Call) or called not in DECLARATIONS:
+                continue
+            chapter, name = called.split(".")[-2:]
+            for keyword in node.keywords:
+                if keyword.arg == "contract":
+                    yield Stated(
+                        contract=CONTRACT_OF[chapter],
+                        name=name,
+                        path=source.path,
+                        line=keyword.value.lineno,
+                        value=literal(keyword.value),
+                    )
 
 
 def check_statement(stated: Stated, against: Mapping[str, Version]) -> Iterator[Finding]:

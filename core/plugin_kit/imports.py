@@ -9,12 +9,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 
 import core
-from core.contracts.versions import Version, text
+from core.contracts.versions import CONTRACT_OF, Version, text
 from core.integrity import HOUSE
 from core.plugin_kit.findings import Finding
 from core.plugin_kit.modules import CORE, Modules, Scope, absolute, bindings, core_module
 from core.plugin_kit.reading import Source
-from core.plugin_kit.versions import CONTRACT_OF, CONTRACTS, class_of, explained, known_versions
+from core.plugin_kit.versions import CONTRACTS, class_of, explained, known_versions
 
 PUBLIC = (
     "core.contracts",

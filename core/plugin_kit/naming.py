@@ -87,13 +87,14 @@ def _is_plugin(distribution: str) -> bool:
 
 
 def _declared(package: str) -> Iterator[tuple[str, str]]:
-    """What plugins have a name for, and the distribution that each is from; architectures and sources of `package`
-    left out, which do not tell theirs."""
+    """What plugins have a name for, and the distribution that each is from; what does not tell its own is left out of
+    `package` itself."""
     yield from ((word, "core") for word in ("llm", *RESERVED))
     yield from ((point.name, point.dist.name) for point in entry_points(group=GROUP) if point.dist)
     plugins = load_plugins()
     yield from ((found.name, found.distribution) for found in plugins.platforms)
     homes = {name: each.build.__module__ for name, each in plugins.architectures.items()}
+    homes |= {name: each.read.__module__ for name, each in plugins.quantizations.items()}
     homes |= {scheme: type(source).__module__ for scheme, source in plugins.sources.items()}
     for word, home in homes.items():
         top = home.partition(".")[0]

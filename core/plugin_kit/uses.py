@@ -12,12 +12,12 @@ from core import hookspecs
 from core.contracts.changelog import CHANGES
 from core.contracts.platform import Capabilities
 from core.contracts.validation import capability_problems
-from core.contracts.versions import Version, text
+from core.contracts.versions import CONTRACT_OF, Version, text
 from core.plugin_kit.classes import changed
 from core.plugin_kit.findings import Finding
 from core.plugin_kit.lineage import UNREADABLE, literal
 from core.plugin_kit.modules import Modules, Scope, core_module
-from core.plugin_kit.versions import CONTRACT_OF, CONTRACTS, field_explained, fields_of, surface_of
+from core.plugin_kit.versions import CONTRACTS, field_explained, fields_of, surface_of
 
 CAPABILITIES = "core.contracts.platform.Capabilities"
 IMPLEMENTATION = "core.contracts.kernels.Implementation"

@@ -1,21 +1,17 @@
 """The contract versions that a plugin's sources are compared with: the one asked for, and the one it states."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import cache
 from importlib import import_module
 from typing import Any
 
 from core.contracts.changelog import CHANGES
 from core.contracts.surface import ClassSurface, Surface, history
-from core.contracts.versions import CHAPTERS, VERSIONS, Version, text, version_problem
+from core.contracts.versions import CONTRACT_OF, VERSIONS, Version, text, version_problem
 from core.errors import ConfigError
 from core.plugin_kit.modules import CORE
 
 CONTRACTS = "core.contracts."
-CONTRACT_OF: Mapping[str, str] = {
-    chapter: contract for contract, chapters in CHAPTERS.items() for chapter in chapters
-}
-"""The contract that each module of `core.contracts` is a chapter of."""
 
 
 @cache

@@ -7,10 +7,13 @@ weights are wanted is said by the architecture that takes them.
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, cast
 
 from core.contracts.model import Architecture
+from core.contracts.packing import Quantization
 from core.contracts.quantization import QuantizedWeight, WeightFormat
 from core.errors import BadCheckpoint, ModelError, ModelNotFound, UnsafeCheckpoint
 
@@ -26,11 +29,13 @@ class Checkpoint(ABC):
 
     config             as config.json
     generation_config  as generation_config.json; {} when there is none
+    quant_method       that a plugin unpacks it by; None: no plugin has to do with it
     """
 
     path: Path
     config: dict[str, Any]
     generation_config: dict[str, Any]
+    quant_method: str | None = None
 
     @abstractmethod
     def names(self) -> frozenset[str]:
@@ -68,17 +73,28 @@ class Checkpoint(ABC):
         """
         raise BadCheckpoint(f"{self.path}: {name} is not stored in a declared format of quantised weights")
 
+    def packing(self) -> str:
+        """How many weights a plugin unpacks, and in which formats: "210 weights, 210 as int4"."""
+        return ""
+
     def is_optional(self, name: str) -> bool:
         """Whether nobody needs to take this weight: tables that are computed, a head that is tied."""
         tied_head = name == "lm_head.weight" and bool(self.config.get("tie_word_embeddings"))
         return tied_head or name == "rope_freqs.weight" or name.endswith(_UNUSED_SUFFIXES)
 
 
-def open_checkpoint(path: Path, architectures: Mapping[str, Architecture]) -> Checkpoint:
+def open_checkpoint(
+    path: Path,
+    architectures: Mapping[str, Architecture],
+    quantizations: Mapping[str, Quantization] = MappingProxyType({}),
+) -> Checkpoint:
     """Open a folder (config.json and *.safetensors, or one .gguf) or a .gguf file.
 
+    architectures, quantizations  what plugins brought, by name
+
     Raises ModelNotFound when nothing is there, UnsafeCheckpoint for formats that can run code when they are
-    read, UnsupportedArchitecture for a GGUF file that no plugin knows, BadCheckpoint for everything damaged.
+    read, UnsupportedArchitecture for a GGUF file that no plugin knows, ModelError for a way of quantising that none
+    reads, BadCheckpoint for everything damaged.
     """
     if not path.exists():
         raise ModelNotFound(f"{path} does not exist; expected a folder with config.json, or a .gguf file")
@@ -96,13 +112,12 @@ def open_checkpoint(path: Path, architectures: Mapping[str, Architecture]) -> Ch
     from core.weights.safetensors import SafetensorsCheckpoint
 
     config = read_json(path / "config.json")
-    if config.get("quantization_config"):
-        method = dict(config["quantization_config"]).get("quant_method", "unknown method")
-        raise ModelError(
-            f"{path} is quantised ({method}), which cannot be read yet; "
-            "use the unquantised model, or a GGUF file of it"
-        )
-    return SafetensorsCheckpoint(path, config)
+    if not config.get("quantization_config"):
+        return SafetensorsCheckpoint(path, config)
+    from core.weights.packed import PackedCheckpoint
+
+    quantization = _find_quantization(path, config["quantization_config"], quantizations)
+    return PackedCheckpoint(SafetensorsCheckpoint(path, config), quantization)
 
 
 def find_gguf(path: Path) -> Path | None:
@@ -130,6 +145,23 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BadCheckpoint(f"{path} holds a JSON {type(value).__name__}; an object is expected")
     return value  # pyright: ignore[reportUnknownVariableType]
+
+
+def _find_quantization(path: Path, given: Any, quantizations: Mapping[str, Quantization]) -> Quantization:
+    """The plugin's declaration for a quantization_config. Raises ModelError naming those that there are."""
+    method = cast("dict[str, Any]", given).get("quant_method") if isinstance(given, dict) else None
+    if not isinstance(method, str):
+        raise BadCheckpoint(
+            f'{path}: quantization_config of config.json is {given!r:.80}; expected "quant_method" in it'
+        )
+    if method in quantizations:
+        return quantizations[method]
+    close = get_close_matches(method.lower(), quantizations, n=1)
+    hint = f"closest: {close[0]}; " if close else ""
+    raise ModelError(
+        f"{path} is quantised ({method:.80}), which no plugin reads; {hint}"
+        f"read: {', '.join(sorted(quantizations)) or 'none'}. Use the unquantised model, or a GGUF file of it"
+    )
 
 
 def _refuse_file(path: Path) -> ModelError:

@@ -60,6 +60,10 @@ class SafetensorsCheckpoint(Checkpoint):
     def shape(self, name: str) -> tuple[int, ...]:
         return self._tensors[name].shape
 
+    def dtype(self, name: str) -> str:
+        """What a weight is stored in, by torch name."""
+        return _DTYPES[self._tensors[name].dtype]
+
     def read(self, name: str, dtype: "torch.dtype | None" = None) -> "torch.Tensor":
         import torch
 
