@@ -11,7 +11,7 @@ from core.conformance import available_platforms
 from core.conformance.attention import check_attention
 from core.conformance.scenarios import scenarios
 from core.contracts.attention import AttentionBatch, AttentionSpec
-from core.contracts.platform import Device, Platform, SchedulingLimits
+from core.contracts.platform import Capabilities, Device, Platform, SchedulingLimits
 from core.discovery import load_plugins
 from core.reference.attention import ReferenceAttention
 
@@ -65,7 +65,7 @@ def test_long_prompts_and_many_decodes_are_computed_in_pieces(monkeypatch: pytes
 
 
 def _spec(block_size: int) -> AttentionSpec:
-    return next(scenarios(block_size)).spec("float32", block_size)
+    return next(scenarios(block_size, Capabilities())).spec("float32", block_size)
 
 
 def _decodes_and_prompt(block_size: int) -> AttentionBatch:
