@@ -8,6 +8,7 @@ import typer
 
 from cli import engine as engines
 from cli import measure
+from cli.failures import UsageError
 from cli.help import SectionedCommand, command_tree
 from cli.options import Given, takes
 from cli.tables import ENGINE
@@ -15,6 +16,7 @@ from cli.terminal import Status, write_json, write_table
 from cli.workload import WORKLOAD, Prompt, Workload, make_prompts, workload_of
 
 if TYPE_CHECKING:
+    from core.config import EngineConfig
     from core.llm import LLM
 
 app = command_tree(help="Measure throughput or latency in this process.", no_args_is_help=True)
@@ -43,7 +45,7 @@ def throughput(
     """Send all requests at once: requests, output tokens and total tokens per second, and percentiles."""
     load = workload_of({**workload, "seed": engine.get("seed", 0)})
     status = Status(quiet=quiet)
-    with engines.opened(engines.engine_config(engine), status) as llm:
+    with engines.opened(_config(engine), status) as llm:
         prompts = _prompts(llm, load, load.num_prompts)
         if warmup:
             status("warming up")
@@ -75,7 +77,7 @@ def latency(
     """Send one batch after the other: time to first token, per output token, and per request."""
     load = workload_of({**workload, "seed": engine.get("seed", 0)}, **LATENCY)
     status = Status(quiet=quiet)
-    with engines.opened(engines.engine_config(engine), status) as llm:
+    with engines.opened(_config(engine), status) as llm:
         # Every batch has prompts of its own, so that none is found in the prefix cache.
         prompts = _prompts(llm, load, batch_size * (warmup + iterations))
         runs: list[measure.Run] = []
@@ -98,6 +100,13 @@ def latency(
             **(stages.figures() if profile else {}),
         }
         _report(llm, {**figures, **measure.latencies(measured)}, json)
+
+
+def _config(engine: Given) -> "EngineConfig":
+    """Raises UsageError for a task of which nothing is timed here."""
+    if engine.get("task", "auto") not in ("auto", "generate"):
+        raise UsageError(f"--task is {engine['task']}; what is timed here is generating, so leave it out")
+    return engines.engine_config(engine)
 
 
 def _prompts(llm: "LLM", load: Workload, count: int) -> list[Prompt]:

@@ -25,6 +25,7 @@ class Budget:
     total, free  before anything is loaded
     weights      of the whole model, in the formats in which they would be held
     per_token    of the cache, over all layers; what a sliding window has left behind takes nothing
+    per_state    of the cache, over all layers that keep a state of a sequence and nothing of its tokens
     num_tokens   that the cache holds
     """
 
@@ -32,6 +33,7 @@ class Budget:
     free: int
     weights: int
     per_token: int
+    per_state: int
     num_tokens: int
     plan: CachePlan
 
@@ -48,8 +50,8 @@ def decided(config: EngineConfig, plugins: Plugins, progress: Progress) -> Runne
     """
     platform, device = plugins.select_platform(config.platform)
     path = locate_model(config.model, config.revision, plugins.sources, plugins.aliases, progress)
-    checkpoint = open_checkpoint(path, plugins.architectures, plugins.quantizations)
-    return decide(config, platform, device, checkpoint, plugins.architectures)
+    checkpoint = open_checkpoint(path, plugins.architectures, plugins.quantizations, config.load_format)
+    return decide(config, platform, device, checkpoint, plugins)
 
 
 def budget_of(context: RunnerContext, runner: Runner) -> Budget:
@@ -57,15 +59,21 @@ def budget_of(context: RunnerContext, runner: Runner) -> Budget:
     settings, memory = context.settings, runner.memory_statistics()
     weights = weight_bytes(context)
     check_weights(settings, weights, memory.free)
-    block_bytes = [runner.block_bytes(group) for group in context.groups]
-    alignment = context.capabilities.alignment_bytes
-    plan = plan_cache(settings, context.groups, block_bytes, alignment, memory.free - weights)
+    storages, alignment = (
+        [runner.storage_bytes(g) for g in context.groups],
+        context.capabilities.alignment_bytes,
+    )
+    plan = plan_cache(settings, context.groups, storages, alignment, memory.free - weights)
+    held = [0, 0]  # in a block of tokens, and of states
+    for group, sizes in zip(context.groups, storages, strict=True):
+        held[group.recurrent] += sum(sizes)
     return Budget(
         total=memory.total,
         free=memory.free,
         weights=weights,
-        per_token=sum(block_bytes) // settings.block_size,
-        num_tokens=(min(plan.num_blocks) - 1) * settings.block_size,
+        per_token=held[False] // settings.block_size,
+        per_state=held[True],
+        num_tokens=plan.num_tokens,
         plan=plan,
     )
 
@@ -88,9 +96,10 @@ def _cache(found: Budget, settings: Settings) -> Finding:
     length, most = found.plan.max_model_len, settings.max_num_seqs
     # Of a sequence longer than its window, layers hold less than its length: then one fits where this says none.
     whole = max(1, min(most, found.num_tokens // length))
+    states = f" and states of {format_bytes(found.per_state)}" if found.per_state else ""
     text = (
-        f"{format_bytes(found.plan.total_bytes)} for {found.num_tokens:,} tokens of "
-        f"{format_bytes(found.per_token)} in {settings.kv_cache_dtype}; sequences at once: {whole} of {length:,} tokens"
+        f"{format_bytes(found.plan.total_bytes)} for {found.num_tokens:,} tokens of {format_bytes(found.per_token)} "
+        f"in {settings.kv_cache_dtype}{states}; sequences at once: {whole} of {length:,} tokens"
     )
     if whole < most:
         text += f", or {most} of {found.num_tokens // most:,}"

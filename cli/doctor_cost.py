@@ -53,8 +53,8 @@ class Phase:
         return None if kernel not in self.kernels else self.kernels[kernel] / self.seconds
 
 
-def measured(engine: Engine, watch: Stopwatch) -> tuple[Phase, Phase]:
-    """The steps of prompts, and those of the tokens after them, of one sequence at a time.
+def measured(engine: Engine, watch: Stopwatch) -> tuple[Phase, ...]:
+    """The steps of prompts, of one sequence at a time; of a model that generates those of the tokens after it, too.
 
     Raises CommandError when a step fails, or gives no token.
     """
@@ -62,16 +62,21 @@ def measured(engine: Engine, watch: Stopwatch) -> tuple[Phase, Phase]:
     num_output = min(DECODES + 1, max(2, limit // 4))
     num_prompt = max(1, min(PROMPT_TOKENS, limit - num_output))
     params = SamplingParams(**SAMPLING_FALLBACK, max_tokens=num_output, ignore_eos=True)
-    intake = Intake(engine.info, None)
+    intake, pools = Intake(engine.info, None), engine.info.pooling is not None
     prompt, decode = _phases(num_prompt)
     for run in range(RUNS + 1):
         if run == 1:  # the one before has warmed up
             prompt, decode = _phases(num_prompt)
         source = Random(run)  # a prompt of its own, of which nothing is cached
         token_ids = [source.randrange(vocab_size) for _ in range(num_prompt)]
-        engine.add(intake.request(token_ids, params, request_id=f"doctor-{run}"))
+        name = f"doctor-{run}"
+        engine.add(
+            intake.pooling_request(token_ids, request_id=name)
+            if pools
+            else intake.request(token_ids, params, request_id=name)
+        )
         _answer(engine, watch, prompt, decode)
-    return prompt, decode
+    return (prompt,) if pools else (prompt, decode)
 
 
 def add_sampler(
@@ -127,7 +132,7 @@ def _answer(engine: Engine, watch: Stopwatch, prompt: Phase, decode: Phase) -> N
         for delta in deltas:
             if delta.error is not None:
                 raise CommandError(f"the model does not answer a prompt of random tokens: {delta.error}")
-        answered = sum(len(delta.token_ids) for delta in deltas)
+        answered = sum(len(delta.token_ids) + (delta.pooled is not None) for delta in deltas)
         phase.answers += answered
         phase = decode if answered else phase
 

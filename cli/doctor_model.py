@@ -1,5 +1,6 @@
 """What `llm doctor --model` finds: how the model fills the memory, who serves its kernels, and what fallbacks cost."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from core.examination import reason_of
 from core.execution.dispatch import COMPOSED, REFERENCE
 from core.execution.trust import rejection
 from core.ledger import Choice
+from core.weights.checkpoint import Checkpoint
 
 SOME, MUCH = 0.05, 0.2
 """Of a step: what is worth a note, and what is a good part of the speed."""
@@ -74,9 +76,15 @@ def _findings(config: EngineConfig, plugins: Plugins, status: Status) -> Iterato
 
 def described(context: RunnerContext) -> Finding:
     """The model, and what it is run in."""
-    size = f"{context.description.num_parameters / 1e6:,.1f} million parameters"
+    count = context.description.num_parameters or _counted(context.checkpoint)
+    size = f"{count / 1e6:,.1f} million parameters"
     where = f"{context.settings.dtype} on {context.platform.name}"
     return Finding("model", "ok", f"{context.architecture.name}, {size}, {where} ({context.checkpoint.path})")
+
+
+def _counted(checkpoint: Checkpoint) -> int:
+    """Numbers in all of its weights."""
+    return sum(math.prod(checkpoint.shape(name)) for name in checkpoint.names())
 
 
 def speed(phases: Sequence[Phase]) -> Iterator[Finding]:
@@ -105,8 +113,7 @@ def advice(what: str, offered: Mapping[str, Implementation], context: RunnerCont
     attends = what == "attention" and type(platform).attention is not Platform.attention
     if what not in offered and not attends:
         return Advice()
-    specs = tuple(dict.fromkeys(settings.attention_spec(shape) for shape in context.description.layers))
-    request = KernelRequest(dtype=settings.dtype, attention=specs)
+    request = KernelRequest(dtype=settings.dtype, attention=settings.attention_specs(context.description))
     if what in offered and rejection(offered[what], request) is None:  # then it was tried, and found wrong
         return Advice(
             f"update {platform.name};  llm conformance --platform {platform.name}  shows more", True

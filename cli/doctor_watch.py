@@ -95,7 +95,9 @@ def watched(plugins: Plugins, composed: Collection[str], watch: Stopwatch) -> Pl
 def _timed_parts(parts: Parts, composed: Collection[str], watch: Stopwatch) -> Parts:
     from core.reference.attention import ReferenceAttention
 
-    def attention(given: Attention) -> Attention:
+    def attention(given: Attention | None) -> Attention | None:
+        if given is None:
+            return None
         # A layer that a platform runs whole may know its own attention by its class; the reference it does not.
         free = "decoder_layer" in composed or isinstance(given, ReferenceAttention)
         return TimedAttention(given, watch) if free else given

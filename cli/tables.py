@@ -15,13 +15,20 @@ ENGINE = Table(
         "model": "Alias, folder, .gguf file, ORG/NAME, or SCHEME:NAME (wheel:, modelscope:).",
         "tokenizer": "Where the tokenizer comes from, when it is not the model's own.",
         "revision": "Branch, tag or commit of the model and its tokenizer.",
+        "model_impl": "native, or transformers: its own code, with attention and cache of the platform; auto: native "
+        "where there is one.",
+        "load_format": "safetensors or gguf; dummy: random weights for a config.json, to measure with; auto: what "
+        "is there.",
+        "task": "generate; embed: vectors of texts, also from models that generate; classify; auto: what the model is "
+        "made for.",
         "platform": "Platform package to run on; see `llm platforms`. One that is named must be able to run.",
         "dtype": "float32, bfloat16 or float16.",
         "quantization": "int8, int4, int4-g64 or int4-g128: quantise linear layers while they are loaded; none: unpack "
         "what is stored quantised; auto: run that as it is.",
         "max_model_len": "Longest prompt plus answer, in tokens.",
         "max_num_seqs": "Sequences in one step at most.",
-        "max_num_batched_tokens": "Tokens in one step at most; longer prompts are computed in chunks.",
+        "max_num_batched_tokens": "Tokens in one step at most; longer prompts are computed in chunks, but those of "
+        "encoders must fit.",
         "prefill_chunk_size": "Prompt tokens in a step at most while others decode, whose next tokens wait for it.",
         "block_size": "Tokens per block of the KV cache.",
         "kv_cache_memory": "Memory for the KV cache: bytes, or 512MiB, 4GiB.",
@@ -31,7 +38,7 @@ ENGINE = Table(
         "generation_config": "Sampling defaults: auto takes the model's, core takes ours.",
         "skip_tokenizer_init": "Work on token ids only.",
         "seed": "Seed of everything random.",
-        "trust_remote_code": "Accepted for scripts that pass it; only the negative is supported.",
+        "trust_remote_code": "Run the code that a model comes with, where nothing else runs its architecture.",
     },
 )
 

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from core.hookspecs import hookimpl as hookimpl
     from core.llm import LLM as LLM
     from core.outputs import CompletionOutput as CompletionOutput
+    from core.outputs import PoolingRequestOutput as PoolingRequestOutput
     from core.outputs import RequestOutput as RequestOutput
+    from core.pooling_params import PoolingParams as PoolingParams
     from core.sampling_params import SamplingParams as SamplingParams
 
 __version__ = "0.1.0"
@@ -24,6 +26,8 @@ _HOME = {
     "CoreError": "core.errors",
     "EngineConfig": "core.config",
     "LLM": "core.llm",
+    "PoolingParams": "core.pooling_params",
+    "PoolingRequestOutput": "core.outputs",
     "RequestOutput": "core.outputs",
     "SamplingParams": "core.sampling_params",
     "hookimpl": "core.hookspecs",

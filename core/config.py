@@ -1,7 +1,7 @@
 """What the user asked for, and what it resolves to. Both are frozen; nothing changes after start-up.
 
-`EngineConfig` is the asking: every field has a default, None and "auto" mean "choose for me". `resolve` turns
-it into `Settings`, in which every value is concrete, using what the model and the platform say.
+`EngineConfig` is the asking: every field has a default, None and "auto" mean "choose for me". In `Settings` every
+value is concrete; `core.resolution` makes them of what was asked for, the model and the platform.
 """
 
 import os
@@ -11,7 +11,6 @@ from typing import Any
 
 from core.contracts.attention import AttentionShape, AttentionSpec
 from core.contracts.model import ModelDescription
-from core.contracts.platform import Capabilities, Defaults
 from core.contracts.quantization import MADE
 from core.errors import ConfigError
 
@@ -20,6 +19,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 QUANTIZATIONS = ("none", *MADE)
 KV_CACHE_DTYPES = ("int8",)
 POLICIES = ("fcfs", "priority")
+LOAD_FORMATS = ("auto", "safetensors", "gguf", "dummy")
+TASKS = ("auto", "generate", "embed", "classify")
 
 _UNITS = {
     "": 1,
@@ -64,7 +65,12 @@ class EngineConfig:
 
     model                   alias, folder, .gguf file, ORG/NAME, or SCHEME:NAME (wheel:, modelscope:)
     tokenizer               the same, when it is not the model's own
-    revision                branch, tag or commit of the model and tokenizer
+    revision                branch, tag or commit of the model, and of the tokenizer that is its own
+    task                    generate, embed, classify; auto: what the model is made for
+    model_impl              native: an architecture that a plugin declares; transformers: its own code, with our
+                            attention and cache; auto: native where there is one
+    load_format             safetensors, gguf; dummy: random weights for a config.json, to measure with; auto: what
+                            is there
     platform                name of a platform package; "auto" takes the best that can run
     dtype                   float32, bfloat16, float16
     quantization            int8, int4, int4-g64, int4-g128: quantise linear layers while they are loaded; none: unpack
@@ -80,12 +86,15 @@ class EngineConfig:
     scheduling_policy       "fcfs", or "priority" (lower numbers first)
     generation_config       "auto" takes sampling defaults from the model, "core" takes ours
     skip_tokenizer_init     work on token ids only
-    trust_remote_code       accepted for scripts that pass it; only False is supported
+    trust_remote_code       run the code that a checkpoint comes with, where its architecture has no other
     """
 
     model: str = DEFAULT_MODEL
     tokenizer: str | None = None
     revision: str | None = None
+    task: str = "auto"
+    model_impl: str = "auto"
+    load_format: str = "auto"
     platform: str = "auto"
     dtype: str = "auto"
     quantization: str = "auto"
@@ -111,10 +120,12 @@ class EngineConfig:
                 raise ConfigError(f"{name} is {value!r}; a whole number above 0 is accepted", setting=name)
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigError(f"seed is {self.seed!r}; a whole number is accepted", setting="seed")
+        _one_of("task", self.task, TASKS)
         _one_of("dtype", self.dtype, ("auto", *DTYPES))
         _one_of("quantization", self.quantization, ("auto", *QUANTIZATIONS))
         _one_of("kv_cache_dtype", self.kv_cache_dtype, ("auto", *KV_CACHE_DTYPES))
         _one_of("scheduling_policy", self.scheduling_policy, POLICIES)
+        _one_of("load_format", self.load_format, LOAD_FORMATS)
         _one_of("generation_config", self.generation_config, ("auto", "core"))
         if self.kv_cache_memory is not None:
             memory = parse_bytes(self.kv_cache_memory, "kv_cache_memory")
@@ -124,15 +135,9 @@ class EngineConfig:
                     setting="kv_cache_memory",
                 )
             object.__setattr__(self, "kv_cache_memory", memory)
-        if self.trust_remote_code:
-            raise ConfigError(
-                "trust_remote_code=True is not supported: models are plugins here, and no code is "
-                "loaded from a checkpoint",
-                setting="trust_remote_code",
-            )
 
     def _check_texts_and_switches(self) -> None:
-        for name in ("model", "tokenizer", "revision", "platform"):
+        for name in ("model", "tokenizer", "revision", "model_impl", "platform"):
             value = getattr(self, name)
             if isinstance(value, os.PathLike):
                 value = os.fspath(value)  # pyright: ignore[reportUnknownVariableType,reportUnknownArgumentType]
@@ -166,6 +171,7 @@ class Settings:
 
     quantization    "none", a format that the core makes, or "stored": as the checkpoint has it, where the device can
     kv_cache_dtype  the dtype, or "int8"
+    whole           every sequence is computed in one step, so that a step holds the longest
     """
 
     dtype: str
@@ -181,116 +187,17 @@ class Settings:
     kv_cache_dtype: str
     enable_prefix_caching: bool
     scheduling_policy: str
+    whole: bool = False
 
     def attention_spec(self, shape: AttentionShape) -> AttentionSpec:
         """What layers of this shape ask of attention."""
         kept = None if self.kv_cache_dtype == self.dtype else self.kv_cache_dtype
         return AttentionSpec(**asdict(shape), dtype=self.dtype, block_size=self.block_size, cache_dtype=kept)
 
-
-def resolve(
-    config: EngineConfig,
-    description: ModelDescription,
-    capabilities: Capabilities,
-    defaults: Defaults,
-    stored: frozenset[str] = frozenset(),
-) -> Settings:
-    """Every "auto" replaced: the user's word first, then the platform's default, then the core's.
-
-    stored  names of the formats in which the checkpoint holds quantised weights
-    Raises ConfigError when the user's word is outside what the model or the device accepts.
-    """
-    dtype = _resolve_dtype(config, description, capabilities, defaults)
-    block_size = config.block_size or defaults.block_size or capabilities.block_sizes[0]
-    if block_size not in capabilities.block_sizes:
-        sizes = ", ".join(map(str, capabilities.block_sizes))
-        raise ConfigError(f"block_size is {block_size}; this device accepts {sizes}", setting="block_size")
-    if config.max_model_len is not None and config.max_model_len > description.context:
-        raise ConfigError(
-            f"max_model_len is {config.max_model_len:,} and the model was trained for "
-            f"{description.context:,} tokens; choose at most {description.context:,}",
-            setting="max_model_len",
-        )
-    max_num_batched_tokens, chunk = _resolve_step(config, defaults)
-    return Settings(
-        dtype=dtype,
-        quantization=_resolve_quantization(config, dtype, capabilities, stored),
-        seed=config.seed,
-        max_model_len=config.max_model_len or description.context,
-        max_model_len_asked=config.max_model_len is not None,
-        max_num_seqs=_resolve_max_num_seqs(config, capabilities, defaults),
-        max_num_batched_tokens=max_num_batched_tokens,
-        prefill_chunk_size=chunk,
-        block_size=block_size,
-        kv_cache_memory=_as_int(config.kv_cache_memory) or defaults.kv_cache_memory,
-        kv_cache_dtype=_resolve_kv_cache_dtype(config, dtype, capabilities),
-        enable_prefix_caching=config.enable_prefix_caching,
-        scheduling_policy=config.scheduling_policy,
-    )
-
-
-def _resolve_max_num_seqs(config: EngineConfig, capabilities: Capabilities, defaults: Defaults) -> int:
-    wanted = config.max_num_seqs or defaults.max_num_seqs or 64
-    limit = capabilities.scheduling.max_num_seqs
-    if limit is None or wanted <= limit:
-        return wanted
-    if config.max_num_seqs is not None:
-        raise ConfigError(
-            f"max_num_seqs is {wanted}; this device accepts at most {limit}", setting="max_num_seqs"
-        )
-    return limit
-
-
-def _resolve_step(config: EngineConfig, defaults: Defaults) -> tuple[int, int]:
-    """Tokens of a step, and tokens of prompts beside decodes. Who sets the first means every step."""
-    most = config.max_num_batched_tokens or defaults.max_num_batched_tokens or 2048
-    chunk = config.prefill_chunk_size or config.max_num_batched_tokens or defaults.prefill_chunk_size
-    return most, min(chunk or most, most)
-
-
-def _resolve_dtype(
-    config: EngineConfig, description: ModelDescription, capabilities: Capabilities, defaults: Defaults
-) -> str:
-    if config.dtype != "auto":
-        if config.dtype not in capabilities.dtypes:
-            accepted = ", ".join(capabilities.dtypes)
-            raise ConfigError(f"dtype is {config.dtype}; this device accepts {accepted}", setting="dtype")
-        return config.dtype
-    if defaults.dtype is not None:
-        return defaults.dtype
-    return description.dtype if description.dtype in capabilities.dtypes else capabilities.dtypes[0]
-
-
-def _resolve_quantization(
-    config: EngineConfig, dtype: str, capabilities: Capabilities, stored: frozenset[str]
-) -> str:
-    """float32 is asked for exactness, which kernels on quantised weights do not have."""
-    asked = config.quantization
-    if asked == "auto":
-        return "stored" if stored & capabilities.weight_formats and dtype != "float32" else "none"
-    accepted = [known for known in QUANTIZATIONS if known == "none" or known in capabilities.weight_formats]
-    if asked not in accepted:
-        raise ConfigError(
-            f"quantization is {asked}; this device accepts auto, {', '.join(accepted)}",
-            setting="quantization",
-        )
-    return asked
-
-
-def _resolve_kv_cache_dtype(config: EngineConfig, dtype: str, capabilities: Capabilities) -> str:
-    asked = config.kv_cache_dtype
-    if asked == "auto":
-        return dtype
-    if asked not in capabilities.kv_cache_dtypes:
-        accepted = ", ".join(["auto", *sorted(capabilities.kv_cache_dtypes)])
-        raise ConfigError(
-            f"kv_cache_dtype is {asked}; this device accepts {accepted}", setting="kv_cache_dtype"
-        )
-    return asked
-
-
-def _as_int(value: int | str | None) -> int | None:
-    return None if value is None else int(value)
+    def attention_specs(self, description: ModelDescription) -> tuple[AttentionSpec, ...]:
+        """What a model asks of attention, each kind once."""
+        shapes = dict.fromkeys(shape for shape in description.layers if isinstance(shape, AttentionShape))
+        return tuple(map(self.attention_spec, shapes))
 
 
 def _one_of(name: str, value: object, accepted: tuple[str, ...]) -> None:

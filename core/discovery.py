@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import pluggy
 
 from core import hookspecs
-from core.contracts.model import Architecture
+from core.contracts.model import Architecture, ModelFallback
 from core.contracts.packing import Quantization
 from core.contracts.platform import Device, Platform
 from core.contracts.source import ModelSource
@@ -46,6 +46,7 @@ class Plugins:
 
     platforms: tuple[FoundPlatform, ...] = ()
     architectures: dict[str, Architecture] = field(default_factory=dict[str, Architecture])
+    fallbacks: dict[str, ModelFallback] = field(default_factory=dict[str, ModelFallback])
     sources: dict[str, ModelSource] = field(default_factory=dict[str, ModelSource])
     quantizations: dict[str, Quantization] = field(default_factory=dict[str, Quantization])
     aliases: dict[str, str] = field(default_factory=dict[str, str])
@@ -123,9 +124,14 @@ def collect(points: Iterable[EntryPoint]) -> Plugins:
 
     return Plugins(
         platforms=tuple(gather.named("core_platforms", "platform", platform).values()),
-        architectures=gather.named("core_architectures", "architecture", _architecture),
+        architectures=gather.named("core_architectures", "architecture", _declaration("model", Architecture)),
+        fallbacks=gather.named(
+            "core_model_fallbacks", "model fallback", _declaration("model", ModelFallback)
+        ),
         sources=gather.named("core_model_sources", "source", _source),
-        quantizations=gather.named("core_quantizations", "quantization", _quantization),
+        quantizations=gather.named(
+            "core_quantizations", "quantization", _declaration("quantization", Quantization)
+        ),
         aliases=gather.named("core_model_aliases", "alias", _alias),
         failures=tuple(failures),
     )
@@ -242,28 +248,26 @@ def _error(kept: Any) -> str | None:
     return kept.error if isinstance(kept, FoundPlatform) else None
 
 
-def _check_declared(contract: str, kind: type[Any], declared: Any) -> None:
-    """Plain data that a plugin declares: of the right class, and written for a version that is taken."""
-    if not isinstance(declared, kind):
-        raise ContractViolation(f"{declared!r} is not a {kind.__module__}.{kind.__name__}")
-    if problems := stated_version_problems(contract, declared):
-        raise ContractViolation("; ".join(problems))
+_Declared = TypeVar("_Declared", Architecture, ModelFallback, Quantization)
 
 
-def _architecture(plugin: str, declared: Any) -> tuple[str, Architecture]:
-    _check_declared("model", Architecture, declared)
-    return declared.name, declared
+def _declaration(contract: str, kind: type[_Declared]) -> Callable[[str, Any], tuple[str, _Declared]]:
+    """Reads plain data that a plugin declares: of the right class, and written for a version that is taken."""
+
+    def read(plugin: str, declared: Any) -> tuple[str, _Declared]:
+        if not isinstance(declared, kind):
+            raise ContractViolation(f"{declared!r} is not a {kind.__module__}.{kind.__name__}")
+        if problems := stated_version_problems(contract, declared):
+            raise ContractViolation("; ".join(problems))
+        return declared.name, declared
+
+    return read
 
 
 def _source(plugin: str, declared: Any) -> tuple[str, ModelSource]:
     if problems := source_problems(declared):
         raise ContractViolation("; ".join(problems))
     return declared.scheme, declared()
-
-
-def _quantization(plugin: str, declared: Any) -> tuple[str, Quantization]:
-    _check_declared("quantization", Quantization, declared)
-    return declared.name, declared
 
 
 def _alias(plugin: str, declared: Any) -> tuple[str, str]:

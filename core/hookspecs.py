@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
-    from core.contracts.model import Architecture
+    from core.contracts.model import Architecture, ModelFallback
     from core.contracts.packing import Quantization
     from core.contracts.platform import Platform
     from core.contracts.source import ModelSource
@@ -30,6 +30,11 @@ def core_platforms() -> "list[type[Platform]]":  # pyright: ignore[reportReturnT
 @hookspec
 def core_architectures() -> "list[Architecture]":  # pyright: ignore[reportReturnType]
     """Model architectures, each a declaration of `core.contracts.model.Architecture`."""
+
+
+@hookspec
+def core_model_fallbacks() -> "list[ModelFallback]":  # pyright: ignore[reportReturnType]
+    """What runs an architecture that nobody declares: each a `core.contracts.model.ModelFallback`, asked in turn."""
 
 
 @hookspec

@@ -5,24 +5,36 @@ for output in llm.generate(["Hello, my name is"], SamplingParams(temperature=0.8
     print(output.outputs[0].text)
 """
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from itertools import count
+from math import nan
 from pathlib import Path
 from typing import Any
 
 from core.config import EngineConfig
 from core.engine.build import Progress, build_engine
-from core.engine.delivery import Delivery
 from core.engine.engine import EngineInfo
+from core.engine.inline import InlineEngine, Texted
 from core.engine.intake import Intake
-from core.engine.request import Request
-from core.errors import EngineDead, RequestError
+from core.engine.pooling_checks import pooling_of
+from core.errors import RequestError
 from core.ledger import Ledger
-from core.outputs import RequestOutput
+from core.outputs import (
+    ClassificationOutput,
+    EmbeddingOutput,
+    PoolingOutput,
+    PoolingRequestOutput,
+    RequestOutput,
+    ScoringOutput,
+    floats,
+    pooled_output,
+)
+from core.pooling_params import PoolingParams
+from core.prompts import Prompt, listed_params, listed_prompts, opened_prompt
 from core.sampling_params import SamplingParams
+from core.scoring import cosines, paired, reads_pairs
 from core.text.tokenizer import Tokenizer, load_tokenizer
 
-Prompt = str | Sequence[int] | Mapping[str, Any]
 Message = dict[str, Any]
 
 
@@ -43,18 +55,18 @@ class LLM:
     def __init__(self, model: str | None = None, *, progress: Progress = _silent, **keywords: Any) -> None:
         given = keywords if model is None else {"model": model} | keywords
         self.config = EngineConfig.from_keywords(**given)
-        self._engine = build_engine(self.config, progress)
         self._tokenizer: Tokenizer | None = None
-        if self.info.tokenizer_path is not None:
-            try:
-                self._tokenizer = load_tokenizer(Path(self.info.tokenizer_path))
-            except BaseException:
-                self._engine.close()
-                raise
-        self._intake = Intake(self.info, self._tokenizer)
-        self._delivery = Delivery(self._tokenizer)
+        self._engine = build_engine(self.config, progress, located=self._load_tokenizer)
+        try:
+            self._intake = Intake(self.info, self._tokenizer)
+        except BaseException:
+            self._engine.close()
+            raise
+        self._inline = InlineEngine(self._engine, self._tokenizer)
         self._ids = count()
-        self._closed = False
+
+    def _load_tokenizer(self, path: Path) -> None:
+        self._tokenizer = load_tokenizer(path)
 
     @property
     def info(self) -> EngineInfo:
@@ -100,7 +112,7 @@ class LLM:
 
         Raises RequestError before anything is computed when one of them is bad.
         """
-        listed = _listed(prompts)
+        listed = listed_prompts(prompts)
         params = self._params(sampling_params, len(listed))
         if priority is not None and len(priority) != len(listed):
             raise RequestError(
@@ -110,7 +122,7 @@ class LLM:
         requests = [
             self._request(prompt, p, rank) for prompt, p, rank in zip(listed, params, priorities, strict=True)
         ]
-        return self._run(requests, use_tqdm)
+        return self._inline.run(requests, use_tqdm)
 
     def chat(
         self,
@@ -143,7 +155,7 @@ class LLM:
             )
             for conversation, p in zip(conversations, params, strict=True)
         ]
-        return self._run(requests, use_tqdm)
+        return self._inline.run(requests, use_tqdm)
 
     def stream(
         self, prompt: Prompt | Sequence[Message], sampling_params: SamplingParams | None = None
@@ -162,13 +174,83 @@ class LLM:
         else:
             plain: Any = prompt
             request, text = self._request(plain, params, 0)
-        return self._stream(request, text)
+        return self._inline.stream(request, text)
+
+    def embed(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+        truncate_prompt_tokens: int | None = None,
+    ) -> list[PoolingRequestOutput[EmbeddingOutput]]:
+        """A vector for each text, in the prompts' order.
+
+        truncate_prompt_tokens  cut longer texts off; -1: at what the model takes. None: refuse them
+
+        Raises RequestError before anything is computed when one prompt is bad, or the model makes no embeddings.
+        """
+        pooled = self._pool(
+            "embed", listed_prompts(prompts), pooling_params, use_tqdm, truncate_prompt_tokens
+        )
+        return [pooled_output(o, EmbeddingOutput([*floats(o.pooled)])) for o in pooled]
+
+    def classify(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+        truncate_prompt_tokens: int | None = None,
+    ) -> list[PoolingRequestOutput[ClassificationOutput]]:
+        """A number for each of the model's labels, `info.pooling.labels`, for each text. Else as `embed`."""
+        listed = listed_prompts(prompts)
+        pooled = self._pool("classify", listed, pooling_params, use_tqdm, truncate_prompt_tokens)
+        return [pooled_output(o, ClassificationOutput([*floats(o.pooled)])) for o in pooled]
+
+    def encode(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+        truncate_prompt_tokens: int | None = None,
+    ) -> list[PoolingRequestOutput[PoolingOutput]]:
+        """The numbers that the model pools each text to, whatever they are. Else as `embed`."""
+        pooled = self._pool(None, listed_prompts(prompts), pooling_params, use_tqdm, truncate_prompt_tokens)
+        return [pooled_output(o, PoolingOutput([*floats(o.pooled)])) for o in pooled]
+
+    def score(
+        self,
+        data_1: Prompt | Sequence[Prompt],
+        data_2: Prompt | Sequence[Prompt],
+        pooling_params: PoolingParams | None = None,
+        *,
+        use_tqdm: bool = True,
+        truncate_prompt_tokens: int | None = None,
+    ) -> list[PoolingRequestOutput[ScoringOutput]]:
+        """How well texts go together: one with each of many, or each with its own.
+
+        A model with one label reads both, which must be texts, and says; else it is the cosine of two embeddings.
+        NaN for a pair with an `error`. Options as of `embed`.
+        """
+        first, second = listed_prompts(data_1), listed_prompts(data_2)
+        pairs = paired(first, second, ("data_1", "data_2"))
+        if reads_pairs(pooling_of(self.info)):
+            firsts, seconds = [a for a, _ in pairs], [b for _, b in pairs]
+            pooled = self._pool(None, firsts, pooling_params, use_tqdm, truncate_prompt_tokens, seconds)
+            return [pooled_output(o, ScoringOutput(next(iter(floats(o.pooled)), nan))) for o in pooled]
+        pooled = self._pool("embed", [*first, *second], pooling_params, use_tqdm, truncate_prompt_tokens)
+        both = paired(pooled[: len(first)], pooled[len(first) :], ("data_1", "data_2"))
+        scores = cosines([(a.pooled, b.pooled) for a, b in both])
+        return [
+            pooled_output(a if a.error else b, ScoringOutput(score))
+            for (a, b), score in zip(both, scores, strict=True)
+        ]
 
     def shutdown(self) -> None:
         """Give the device's memory back. The object is of no use afterwards."""
-        if not self._closed:
-            self._closed = True
-            self._engine.close()
+        self._inline.close()
 
     def __enter__(self) -> "LLM":
         return self
@@ -176,115 +258,41 @@ class LLM:
     def __exit__(self, *exception: object) -> None:
         self.shutdown()
 
-    def _stream(self, request: Request, text: str | None) -> Generator[RequestOutput, None, None]:
-        output = self._add(request, text)
-        try:
-            told = False  # of the end; a step that somebody else made may have brought it
-            while not told:
-                if output.finished or any(changed is output for changed in self._step()):
-                    told = output.finished
-                    yield output
-        finally:
-            if not output.finished:
-                self._abort([request.request_id])
-
-    def _run(self, requests: Sequence[tuple[Request, str | None]], use_tqdm: bool) -> list[RequestOutput]:
-        from tqdm import tqdm
-
-        outputs: list[RequestOutput] = []
-        try:
-            for request, text in requests:
-                outputs.append(self._add(request, text))
-            unfinished = {output.request_id for output in outputs}
-            with tqdm(
-                total=len(outputs), desc="Processed prompts", disable=not use_tqdm, unit="prompt"
-            ) as bar:
-                while unfinished:
-                    finished = unfinished & {output.request_id for output in self._step() if output.finished}
-                    unfinished -= finished
-                    bar.update(len(finished))
-        finally:
-            self._abort([output.request_id for output in outputs if not output.finished])
-        return outputs
-
-    def _add(self, request: Request, text: str | None) -> RequestOutput:
-        self._check_open()
-        self._engine.add(request)
-        return self._delivery.register(request, text)
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise EngineDead("this LLM was shut down; make a new one")
-
-    def _step(self) -> list[RequestOutput]:
-        self._check_open()
-        try:
-            deltas = self._engine.step()
-        except BaseException as error:
-            # What the failed step was to write is lost, and others may count on it already.
-            self._engine.abort(
-                self._delivery.fail(f"a step of the engine failed: {type(error).__name__}: {error}")
-            )
-            raise
-        outputs, stops = self._delivery.apply(deltas)
-        self._engine.stop(stops)
-        return outputs
-
-    def _abort(self, request_ids: Sequence[str]) -> None:
-        self._engine.abort(request_ids)
-        for request_id in request_ids:
-            self._delivery.forget(request_id)
-
     def _params(
         self, given: SamplingParams | Sequence[SamplingParams] | None, number: int
     ) -> Sequence[SamplingParams]:
-        if given is None:
-            given = self.get_default_sampling_params()
-        if isinstance(given, SamplingParams):
-            return [given] * number
-        listed: list[Any] = list(given) if isinstance(given, list | tuple) else [given]
-        for params in listed:
-            if not isinstance(params, SamplingParams):
-                raise RequestError(
-                    f"sampling_params must be SamplingParams, or a list of them, not {params!r:.80}",
-                    parameter="sampling_params",
-                )
-        if len(listed) != number:
-            raise RequestError(
-                f"sampling_params has {len(listed)} entries for {number} prompts", parameter="sampling_params"
-            )
-        return listed
+        given = self.get_default_sampling_params() if given is None else given
+        return listed_params(given, SamplingParams, number, "sampling_params")
 
-    def _request(self, prompt: Prompt, params: SamplingParams, priority: int) -> tuple[Request, str | None]:
-        content: Any = prompt
-        text, salt = (prompt if isinstance(prompt, str) else None), ""
-        if isinstance(prompt, Mapping):
-            text, salt = prompt.get("prompt"), prompt.get("cache_salt", "")
-            content = prompt.get("prompt_token_ids", text)
-            if content is None or not prompt.keys() <= _PROMPT_KEYS:
-                raise RequestError(
-                    f"a prompt given as a dict has prompt or prompt_token_ids, and may have cache_salt; "
-                    f"this one has {', '.join(map(str, prompt)) or 'nothing'}",
-                    parameter="prompt",
-                )
+    def _request(self, prompt: Prompt, params: SamplingParams, priority: int) -> Texted:
+        content, text, salt = opened_prompt(prompt)
         request = self._intake.request(
             content, params, request_id=str(next(self._ids)), priority=priority, cache_salt=salt
         )
         return request, text
 
-
-_PROMPT_KEYS = {"prompt", "prompt_token_ids", "cache_salt"}
-
-
-def _listed(prompts: Any) -> list[Prompt]:
-    """One prompt or many, as a list: a flat list of ids is one prompt."""
-    if isinstance(prompts, str | Mapping):
-        return [prompts]
-    if not isinstance(prompts, Sequence) or isinstance(prompts, bytes | bytearray):
-        raise RequestError(
-            f"prompts must be a text, token ids, or a list of either, not {prompts!r:.80}", parameter="prompt"
-        )
-    listed: list[Any] = list(prompts)  # pyright: ignore[reportUnknownArgumentType]
-    if listed and all(isinstance(item, int) for item in listed):
-        return [listed]
-    return listed
+    def _pool(
+        self,
+        task: str | None,
+        prompts: Sequence[Prompt],
+        params: PoolingParams | Sequence[PoolingParams] | None,
+        use_tqdm: bool,
+        cut: int | None,
+        seconds: Sequence[Any] | None = None,
+    ) -> list[RequestOutput]:
+        """seconds  of pairs that are read together, the second texts"""
+        pooling_of(self.info, task)
+        listed = listed_params(params or PoolingParams(), PoolingParams, len(prompts), "pooling_params")
+        requests: list[Texted] = []
+        for i, prompt in enumerate(prompts):
+            content, text, salt = opened_prompt(prompt)
+            request = self._intake.pooling_request(
+                content,
+                listed[i],
+                request_id=str(next(self._ids)),
+                second=None if seconds is None else seconds[i],
+                cache_salt=salt,
+                truncate_prompt_tokens=cut,
+            )
+            requests.append((request, text))
+        return self._inline.run(requests, use_tqdm)

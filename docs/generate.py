@@ -74,6 +74,28 @@ def models(plugins: Plugins) -> str:
     return table(("`architectures` in config.json", "also from GGUF"), rows)
 
 
+def models_tried(plugins: Plugins) -> str:
+    """A row per architecture that check_models.py has tried: what runs it, and where it passed."""
+    return table(
+        ("architecture", "runs", "what was tried", *EVERYWHERE), [_tried(*each) for each in _results("tried")]
+    )
+
+
+def models_refused(plugins: Plugins) -> str:
+    """Architectures that the fallback refuses, and its reasons."""
+    return table(("architecture", "reason"), [(f"`{name}`", reason) for name, reason in _results("refused")])
+
+
+def _tried(name: str, row: dict[str, Any]) -> tuple[str, ...]:
+    variants: dict[str, dict[str, str]] = row["variants"]
+    outcomes = [sorted({results[platform] for results in variants.values()}) for platform in EVERYWHERE]
+    return (f"`{name}`", row["implementation"], ", ".join(variants), *map(", ".join, outcomes))
+
+
+def _results(part: str) -> list[tuple[str, Any]]:
+    return sorted(json.loads((ROOT / "docs" / "models.json").read_text())[part].items())
+
+
 def hooks(plugins: Plugins) -> str:
     """Every hook: exact arguments, its docstring, and who implements it here."""
     return "\n".join(_hook(hook) for name, hook in vars(hookspecs).items() if name.startswith("core_"))
@@ -129,6 +151,8 @@ def _changes(contract: str, version: tuple[int, int]) -> str:
 _ALL = (
     platforms_long,
     models,
+    models_tried,
+    models_refused,
     hooks,
     modules,
     toy_platform,

@@ -11,6 +11,9 @@
     openai_types.py the bodies that are accepted, field by field
     completions.py  /v1/completions
     chat.py         /v1/chat/completions
+    pooling.py      /v1/embeddings, /classify, /pooling
+    scoring.py      /v1/score, /v1/rerank
+    pooling_types.py  the bodies that those accept
     choices.py      what is new in an answer since the last look, and usage
     logprobs.py     log-probabilities in both of OpenAI's shapes
     answering.py    submitted requests into a response, streamed or whole

@@ -47,11 +47,9 @@ async def respond(request: Request, answers: Answers, rendering: Rendering, body
     headers = {"x-request-id": rendering.response_id}
     if body.stream:
         return EventStream(answers, _events(answers, rendering, body.include_usage), headers)
-    async with hanging_up_ends(answers, request.receive):
-        finished = [output async for output in answers if _checked(output).finished]
-    if not answers.complete:
+    finished = await collected(request, answers)
+    if finished is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-    finished.sort(key=lambda output: answers.request_ids.index(output.request_id))
     usage = Usage()
     choices: list[dict[str, Any]] = []
     for output in finished:
@@ -60,6 +58,17 @@ async def respond(request: Request, answers: Answers, rendering: Rendering, body
     content = rendering.envelope(streamed=False) | {"choices": choices} | rendering.extras(finished)
     content["usage"] = usage.as_dict(count_answers=rendering.counts_answers)
     return JSON(content, headers=headers)
+
+
+async def collected(request: Request, answers: Answers) -> list[RequestOutput] | None:
+    """The finished outputs in the order of their requests; None when the client has hung up.
+
+    Raises RequestFailed, EngineDead.
+    """
+    async with hanging_up_ends(answers, request.receive):
+        finished = [output async for output in answers if _checked(output).finished]
+    place = {request_id: i for i, request_id in enumerate(answers.request_ids)}
+    return sorted(finished, key=lambda output: place[output.request_id]) if answers.complete else None
 
 
 async def _events(answers: Answers, rendering: Rendering, include_usage: bool) -> AsyncIterator[bytes]:

@@ -11,6 +11,8 @@ from server.completions import completions_router
 from server.errors import Draining, RequestFailed, ServerStopping, UnknownModel, answer_error
 from server.health import health_router
 from server.models import models_router
+from server.pooling import pooling_router
+from server.scoring import scoring_router
 from server.security import LimitBody, RequireKey
 from server.settings import ServerSettings
 from server.state import State, public_name
@@ -21,7 +23,8 @@ def create_app(engine: AsyncEngine, settings: ServerSettings) -> FastAPI:
     state = State(engine, settings, settings.served_model_name or public_name(engine.info.model))
     app = FastAPI(title="core", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
     app.state.shared = state
-    for router in (completions_router, chat_router, models_router, health_router):
+    routers = (completions_router, chat_router, pooling_router, scoring_router, models_router, health_router)
+    for router in routers:
         app.include_router(router(state))
     for kind in (CoreError, HTTPException, UnknownModel, Draining, ServerStopping, RequestFailed, Exception):
         app.add_exception_handler(kind, answer_error)

@@ -52,14 +52,14 @@ def completions_router(state: State) -> APIRouter:
     return router
 
 
-def listed_prompts(given: Any) -> list[Prompt]:
-    """One text, many, one list of token ids, or many. Raises RequestError for anything else."""
+def listed_prompts(given: Any, name: str = "prompt") -> list[Prompt]:
+    """One text, many, one list of token ids, or many. Raises RequestError naming the field for anything else."""
     prompts = [given] if isinstance(given, str) or (isinstance(given, list) and _ids(given)) else given
     if not isinstance(prompts, list) or not prompts:
-        raise _bad_prompt()
+        raise _bad_prompt(name)
     texts = all(isinstance(prompt, str) for prompt in prompts)
     if not texts and not all(isinstance(prompt, list) and _ids(prompt) for prompt in prompts):
-        raise _bad_prompt()
+        raise _bad_prompt(name)
     return prompts
 
 
@@ -67,10 +67,10 @@ def _ids(given: list[Any]) -> bool:
     return bool(given) and all(type(token) is int for token in given)
 
 
-def _bad_prompt() -> RequestError:
+def _bad_prompt(name: str) -> RequestError:
     return RequestError(
-        "prompt must be a text, a list of texts, a list of token ids, or a list of such lists, and not empty",
-        parameter="prompt",
+        f"{name} must be a text, a list of texts, a list of token ids, or a list of such lists, and not empty",
+        parameter=name,
     )
 
 

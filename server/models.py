@@ -25,10 +25,12 @@ def models_router(state: State) -> APIRouter:
 
 
 def _card(state: State) -> dict[str, Any]:
+    pooling = state.engine.info.pooling
     return {
         "id": state.model_name,
         "object": "model",
         "created": state.created,
         "owned_by": "core",
         "max_model_len": state.engine.info.max_model_len,
+        "task": "generate" if pooling is None else pooling.task,
     }

@@ -1,7 +1,8 @@
 """A scheduler driven without a model, and an oracle that knows what every slot of the cache must hold.
 
 Each slot stores a fingerprint of the tokens up to and including its own. Reading a slot that holds another
-fingerprint is what a stale, shared-by-mistake or overwritten block looks like.
+fingerprint is what a stale, shared-by-mistake or overwritten block looks like. A block of a recurrent group stores one,
+in its first slot: that of the tokens up to where the step that wrote it ended.
 """
 
 import hashlib
@@ -20,6 +21,9 @@ EOS = 0
 BAD = 666_666  # a token whose row never gives anything finite
 GARBAGE = b"not a number"
 FULL = CacheGroup(name="full", layers=(0,))
+
+
+STATE = CacheGroup(name="state", layers=(2,), window=2, recurrent=True)
 
 
 def window(size: int) -> CacheGroup:
@@ -122,10 +126,11 @@ class Oracle:
         self.injected |= errors
         check_shape(self.scheduler, batch)
         self._move(batch)
-        prints = self._write(batch)
-        spoiled = self._spoil(
-            batch, {i for i, part in enumerate(batch.sequences) if part.sequence_id in errors}
-        )
+        prints = self._fingerprints(batch)
+        before = self._states_before(batch, prints)
+        self._write(batch, prints)
+        failing = {i for i, part in enumerate(batch.sequences) if part.sequence_id in errors}
+        spoiled = self._spoil(batch, failing | before)
         results = [
             self._result(part, prints[i], i in spoiled, part.sequence_id in errors)
             for i, part in enumerate(batch.sequences)
@@ -151,21 +156,43 @@ class Oracle:
                 for offset in range(size):
                     held[destination * size + offset] = held.get(source * size + offset, b"")
 
-    def _write(self, batch: Batch) -> list[list[bytes]]:
-        """Everybody writes before anybody reads. Returns each part's fingerprints."""
+    def _fingerprints(self, batch: Batch) -> list[list[bytes]]:
+        """Of each part's tokens up to where it ends."""
         salts = {s.sequence_id: s.request.cache_salt for s in self.scheduler.running}
-        prints = [
+        return [
             fingerprints(part.token_ids[: part.start + part.num_tokens], salts[part.sequence_id])
             for part in batch.sequences
         ]
+
+    def _states_before(self, batch: Batch, prints: list[list[bytes]]) -> set[int]:
+        """States are read before anybody writes. Returns the parts whose state is garbage."""
+        garbage: set[int] = set()
+        for g, group in enumerate(self.scheduler.cache.groups):
+            for i, part in enumerate(batch.sequences):
+                if group.recurrent and part.start:
+                    found = self.slots[g].get(self._state_slot(g, part, part.start))
+                    assert found in (prints[i][part.start - 1], GARBAGE), (
+                        f"sequence {part.sequence_id} read a wrong state at {part.start}"
+                    )
+                    garbage |= {i} if found == GARBAGE else set()
+        return garbage
+
+    def _state_slot(self, g: int, part: ScheduledSequence, num_tokens: int) -> int:
+        """Where the state after so many tokens is kept."""
+        size = self.scheduler.cache.block_size
+        block = part.blocks[g][(num_tokens - 1) // size]
+        assert block > 0, "a state is kept in the block that belongs to nobody"
+        return block * size
+
+    def _write(self, batch: Batch, prints: list[list[bytes]]) -> None:
+        """Everybody writes before anybody reads what is not a state."""
         written: list[set[int]] = [set() for _ in self.slots]
         for part, own in zip(batch.sequences, prints, strict=True):
-            for g, position, slot in self._slots(part, part.start, part.start + part.num_tokens):
+            for g, position, slot in self._written(part):
                 assert slot >= self.scheduler.cache.block_size, "written to the block that belongs to nobody"
                 assert slot not in written[g], "two tokens write the same slot"
                 written[g].add(slot)
                 self.slots[g][slot] = own[position]
-        return prints
 
     def _spoil(self, batch: Batch, spoiled: set[int]) -> set[int]:
         """Overwrite with garbage what spoiled parts write, until no further part reads any."""
@@ -175,7 +202,7 @@ class Oracle:
             known = len(spoiled)
             for i in spoiled:  # before anybody is asked: who reads may stand before who spoils
                 part = batch.sequences[i]
-                for g, _, slot in self._slots(part, part.start, part.start + part.num_tokens):
+                for g, _, slot in self._written(part):
                     self.slots[g][slot] = GARBAGE
             for i, part in enumerate(batch.sequences):
                 if any(self.slots[g].get(slot) == GARBAGE for g, _, slot in self._read(part)):
@@ -194,16 +221,25 @@ class Oracle:
         return SequenceResult(token_ids=[self._token(prints[-1], part.seed)] if part.samples else [])
 
     def _read(self, part: ScheduledSequence) -> Iterator[tuple[int, int, int]]:
-        """(group, position, slot) of everything that a part looks at."""
+        """(group, position, slot) of everything that a part looks at once all have written."""
         for g, group in enumerate(self.scheduler.cache.groups):
             oldest = 0 if group.window is None else max(0, part.start - group.window + 1)
-            yield from (s for s in self._slots(part, oldest, part.start + part.num_tokens) if s[0] == g)
+            if not group.recurrent:
+                yield from self._slots(g, part, oldest)
 
-    def _slots(self, part: ScheduledSequence, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-        size = self.scheduler.cache.block_size
-        for g, blocks in enumerate(part.blocks):
-            for position in range(start, end):
-                yield g, position, blocks[position // size] * size + position % size
+    def _written(self, part: ScheduledSequence) -> Iterator[tuple[int, int, int]]:
+        """(group, position, slot) of everything that a part writes."""
+        end = part.start + part.num_tokens
+        for g, group in enumerate(self.scheduler.cache.groups):
+            if group.recurrent:
+                yield g, end - 1, self._state_slot(g, part, end)
+            else:
+                yield from self._slots(g, part, part.start)
+
+    def _slots(self, g: int, part: ScheduledSequence, start: int) -> Iterator[tuple[int, int, int]]:
+        size, blocks = self.scheduler.cache.block_size, part.blocks[g]
+        for position in range(start, part.start + part.num_tokens):
+            yield g, position, blocks[position // size] * size + position % size
 
     def _token(self, fingerprint: bytes, seed: int) -> int:
         return (fingerprint[0] + seed) % self.alphabet

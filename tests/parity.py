@@ -4,8 +4,10 @@ The reference sees the prompt and our answer in one pass. As long as each of our
 likeliest, its own greedy decoding would have taken the same path; the first that is not is a difference.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,10 +18,14 @@ TIE = 1e-4
 class Reference:
     """transformers in float32, one sequence at a time."""
 
-    def __init__(self, folder: Path) -> None:
-        from transformers import AutoModelForCausalLM
+    def __init__(self, folder: Path, attention: str = "sdpa") -> None:
+        import transformers
 
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        (name,) = json.loads((folder / "config.json").read_text())["architectures"]
+        model_class: Any = getattr(transformers, name)
+        self.model = model_class.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation=attention
+        ).eval()
 
     @torch.inference_mode()
     def logits(self, token_ids: Sequence[int]) -> torch.Tensor:

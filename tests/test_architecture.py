@@ -393,6 +393,8 @@ def test_the_public_names_of_core_are_exactly_these() -> None:
         "CoreError",
         "EngineConfig",
         "LLM",
+        "PoolingParams",
+        "PoolingRequestOutput",
         "RequestOutput",
         "SamplingParams",
         "hookimpl",

@@ -11,7 +11,7 @@ import torch
 from bare_platform import CPU, Bare
 from torch import Tensor
 
-from core.config import EngineConfig, resolve
+from core.config import EngineConfig
 from core.conformance.paging import paged_batch, poisoned_cache
 from core.contracts.attention import (
     Attention,
@@ -33,6 +33,7 @@ from core.ledger import Ledger
 from core.native.attention import unsupported
 from core.native.library import NativeLibrary
 from core.reference.attention import ReferenceAttention
+from core.resolution import resolve
 from core.sampling_params import SamplingParams
 from models.llama import LLAMA
 from platforms.cpu.attention import TorchAttention

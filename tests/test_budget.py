@@ -49,9 +49,8 @@ def plan(
     **changes: Any,
 ) -> CachePlan:
     groups = groups or (FULL,)
-    return plan_cache(
-        settings(**changes), groups, block_bytes or [BLOCK] * len(groups), alignment, free_bytes
-    )
+    halves = [(size // 2, size // 2) for size in block_bytes or [BLOCK] * len(groups)]
+    return plan_cache(settings(**changes), groups, halves, alignment, free_bytes)
 
 
 def shape(sliding_window: int | None = None) -> AttentionShape:
@@ -94,7 +93,15 @@ class TestWeights:
 class TestSize:
     def test_no_more_is_taken_than_every_sequence_could_use_at_once(self) -> None:
         found = plan()  # 4 sequences of 512 tokens, and block 0
-        assert found == CachePlan(num_blocks=(4 * 32 + 1,), max_model_len=512, total_bytes=129 * BLOCK)
+        assert found == CachePlan(
+            num_blocks=(4 * 32 + 1,), max_model_len=512, total_bytes=129 * BLOCK, num_tokens=2048
+        )
+
+    def test_sequences_that_leave_after_their_step_take_what_a_step_holds(self) -> None:
+        step = 512 + 64 * 16  # 64 sequences may each leave a block partly filled
+        found = plan(whole=True, max_num_seqs=64, max_num_batched_tokens=512)
+        assert step <= found.num_tokens < 2 * step
+        assert plan(whole=True, max_num_seqs=1, max_num_batched_tokens=512).num_tokens == 512
 
     def test_what_was_asked_for_is_spent(self) -> None:
         assert plan(kv_cache_memory=50 * BLOCK).num_blocks == (50,)

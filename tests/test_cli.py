@@ -267,7 +267,6 @@ def test_engine_options_come_from_the_environment_too_and_the_command_line_wins(
         (["--block-size", "-4"], ["--block-size", "-4"]),
         (["--kv-cache-memory", "lots"], ["--kv-cache-memory", "lots", "4GiB"]),
         (["--scheduling-policy", "fair"], ["--scheduling-policy", "fair", "fcfs"]),
-        (["--trust-remote-code"], ["--trust-remote-code", "not supported"]),
         (["--no-such-option"], ["--no-such-option"]),
     ],
     ids=lambda value: value[0] if isinstance(value[0], str) and value[0].startswith("--") else "",

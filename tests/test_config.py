@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from core.config import EngineConfig, Settings, format_bytes, parse_bytes, resolve
+from core.config import EngineConfig, Settings, format_bytes, parse_bytes
 from core.contracts.attention import AttentionShape
 from core.contracts.model import ModelDescription
 from core.contracts.platform import Capabilities, Defaults, SchedulingLimits
 from core.errors import ConfigError
+from core.resolution import resolve
 
 MODEL = ModelDescription(
     architecture="TinyForCausalLM",
@@ -113,6 +114,7 @@ class TestAsking:
         [
             ("dtype", "float31", "float32, bfloat16, float16"),
             ("dtype", None, "float32"),
+            ("task", "reward", "auto, generate, embed, classify"),
             ("scheduling_policy", "lifo", "fcfs, priority"),
             ("generation_config", "vllm", "auto, core"),
             ("seed", "7", "whole number"),
@@ -128,7 +130,7 @@ class TestAsking:
             ("enable_prefix_caching", "false", "true or false"),
             ("enable_prefix_caching", 0, "true or false"),
             ("skip_tokenizer_init", None, "true or false"),
-            ("trust_remote_code", True, "no code is loaded from a checkpoint"),
+            ("model_impl", None, "text"),
             ("trust_remote_code", 1, "true or false"),
             ("kv_cache_memory", "lots", "512MiB"),
             ("kv_cache_memory", -5, "512MiB"),

@@ -19,7 +19,7 @@ from core.weights.dequantize import dequantized
 
 Apply = Callable[[Tensor], Tensor]
 REFERENCE = assemble({})
-WEIGHTY = ("linear", "gated_mlp", "decoder_layer")
+WEIGHTY = ("linear", "gated_mlp", "experts", "moe", "decoder_layer")
 
 
 def tried(linear: Callable[[Weight, Tensor | None], Apply], kernel: str, *formats: str) -> list[Result]:
@@ -185,7 +185,7 @@ def test_a_kernel_that_misreads_a_format_is_found(
     assert any(f" as {name}" in problem and "elements are off" in problem for problem in found)
 
 
-@pytest.mark.parametrize("kernel", ["gated_mlp", "decoder_layer"])
+@pytest.mark.parametrize("kernel", [kernel for kernel in WEIGHTY if kernel != "linear"])
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_composed_kernel_with_a_linear_layer_that_is_wrong_is_found(kernel: str, name: str) -> None:
     def linear(weight: Weight, bias: Tensor | None) -> Apply:

@@ -165,7 +165,14 @@ class TestBrokenHook:
 
     @pytest.mark.parametrize("answer", ANSWERS)
     @pytest.mark.parametrize(
-        "hook", ["core_platforms", "core_architectures", "core_model_sources", "core_model_aliases"]
+        "hook",
+        [
+            "core_platforms",
+            "core_architectures",
+            "core_model_sources",
+            "core_model_aliases",
+            "core_model_fallbacks",
+        ],
     )
     def test_an_answer_of_the_wrong_kind_loses_only_itself(self, load: Load, hook: str, answer: str) -> None:
         body, expected = self.ANSWERS[answer]

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from commands import called
+from pooling_models import make
 
 import core
 from cli.doctor_budget import Budget, budget_of, decided
@@ -59,9 +60,10 @@ class TestBudget:
         assert found.plan.total_bytes == info.kv_cache_bytes
 
     def test_weights_and_tokens_are_counted_from_shapes(self, tiny_llama: Path) -> None:
-        context, found = counted(simulated(tiny_llama, dtype="float32"))
+        _, found = counted(simulated(tiny_llama, dtype="float32"))
 
-        assert found.weights == 4 * context.description.num_parameters
+        layer = 64 * 16 * (4 + 2 + 2 + 4) + 3 * 64 * 96 + 2 * 64
+        assert found.weights == 4 * (2 * 320 * 64 + 2 * layer + 64)
         assert found.per_token == 2 * 2 * 2 * 16 * 4  # keys and values of 2 layers, 2 heads of 16, in 4 bytes
         assert found.left == found.free - found.weights - found.plan.total_bytes
 
@@ -183,6 +185,13 @@ class TestCosts:
 
         assert prompt.name == "a prompt of 30 tokens"
         assert decode.answers == RUNS * 9
+
+    def test_of_a_model_that_does_not_generate_the_prompts_are_measured(self, tmp_path: Path) -> None:
+        engine, watch = timed_engine(simulated(make(tmp_path / "model", "Bert")))
+        (prompt,) = measured(engine, watch)
+        engine.close()
+
+        assert (prompt.name, prompt.answers) == (f"a prompt of {PROMPT_TOKENS} tokens", RUNS)
 
     REJECTED = Choice(
         what="linear",

@@ -13,6 +13,7 @@ from core.contracts.kernels import CachedSequences, Case, Cost, DecoderLayerWeig
 from core.contracts.quantization import FORMATS
 from core.execution.dispatch import signature_of
 from core.reference import KERNELS
+from core.reference.causal_conv import state_batch
 from core.reference.costs import Sight, sight
 from core.reference.inputs import Inputs
 
@@ -157,6 +158,27 @@ def test_what_is_cached_is_read_where_a_row_that_is_asked_for_sees_it(
         sight(CachedSequences(shape=shape, sequences=sequences, key=nothing, value=nothing, rows=rows))
         == expected
     )
+
+
+def test_a_convolution_reads_the_states_that_have_begun_and_writes_all() -> None:
+    x, weight, states = zeros(4, 8), zeros(8, 3), zeros(9, 2, 8)
+    batch = state_batch((1, 1, 2), (True, False, True))
+
+    moved = 2 * 128 + 96 + (2 + 3) * 64
+    assert cost("causal_conv", x, weight, None, states, batch) == Cost(moved, (2 * 3 + 4) * 32)
+
+
+def test_a_recurrence_costs_five_flops_for_each_number_of_a_state_and_token() -> None:
+    x, step, groups, states = zeros(3, 4, 2), zeros(3, 4), zeros(3, 2, 8), zeros(5, 4, 2, 8)
+    parameters = zeros(4)
+    batch = state_batch((1, 2), (True, False))
+    arguments = (step, parameters, zeros(4, 8), groups, groups, parameters)
+
+    read, kept = 96 + 48 + 2 * 192 + 16 + 128 + 16, (1 + 2) * 256
+    flops = 5 * 3 * 64 + 2 * 3 * 32 + 4 * 12 + 3 * 24
+    assert cost("selective_scan", x, *arguments, None, states, batch) == Cost(read + 96 + kept, flops)
+    gated = cost("selective_scan", x, *arguments, x, states, batch)
+    assert gated == Cost(read + 2 * 96 + kept, flops + 5 * 24)
 
 
 # Of whatever is declared

@@ -38,8 +38,7 @@ def compute(cache: KVCache, sequence: Sequence) -> Sequence:
     """As the scheduler does: find a prefix, own blocks for the rest, compute it."""
     cache.match_prefix(sequence)
     assert cache.extend(sequence, len(sequence.token_ids))
-    sequence.num_computed = len(sequence.token_ids)
-    cache.drop_passed(sequence)
+    cache.advance(sequence, sequence.num_pending)
     return sequence
 
 
@@ -281,8 +280,7 @@ def remember_in_chunks(cache: KVCache, token_ids: Items[int]) -> None:
     sequence = make_sequence(token_ids, num_groups=len(cache.groups))
     for end in range(SIZE, len(sequence.token_ids) + 1, SIZE):
         assert cache.extend(sequence, end)
-        sequence.num_computed = end
-        cache.drop_passed(sequence)
+        cache.advance(sequence, SIZE)
     cache.release(sequence)
 
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from cli.app import app
 from core import LLM, SamplingParams
-from core.config import EngineConfig, resolve
+from core.config import EngineConfig
 from core.conformance.attention import check_attention
 from core.contracts.attention import AttentionShape, AttentionSpec
 from core.contracts.model import ModelDescription
@@ -22,6 +22,7 @@ from core.execution.dispatch import check_capabilities
 from core.native.library import native_library
 from core.outputs import RequestOutput
 from core.reference.attention import ReferenceAttention, dequantized_rows, quantize_rows
+from core.resolution import resolve
 
 PROMPT = [3 + 7 * i % 300 for i in range(60)]
 

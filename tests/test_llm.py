@@ -9,7 +9,7 @@ import pytest
 
 from core import LLM, SamplingParams
 from core.engine.request import Request
-from core.errors import EngineDead, ModelError, RequestError
+from core.errors import BadCheckpoint, EngineDead, ModelError, RequestError
 from core.text.tokenizer import Tokenizer
 
 TEXTS = ["The first prompt", "and a second, longer one that spans blocks", "x"]
@@ -232,6 +232,12 @@ class TestTokenizer:
             assert ids(other, TEXTS) == ids(llm, TEXTS)
         with pytest.raises(ModelError, match="has no tokenizer"):
             make(tmp_path)
+
+    def test_a_tokenizer_of_more_tokens_than_the_model_is_another_models(
+        self, tiny_llama: Path, smollm2_hf: Path
+    ) -> None:
+        with pytest.raises(BadCheckpoint, match=r"has 49,152 tokens and the model 320: it is another model's"):
+            make(tiny_llama, tokenizer=str(smollm2_hf))
 
 
 class TestProgress:

@@ -149,7 +149,7 @@ class TestWhatIsTaken:
             from core.contracts.quantization import INT8, Weight
             from core.errors import ConfigError
             from core.hookspecs import GROUP
-            from core.layers.decoder import DecoderLayer
+            from core.layers.layer import ComposedLayer
             from core.reference import KERNELS
             from core.reference.norm import rms_norm
             import pathlib, torch.nn

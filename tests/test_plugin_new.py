@@ -300,7 +300,10 @@ class TestNames:
 
     def test_there_is_a_kind_for_every_hook_that_asks_for_code(self) -> None:
         hooks = {name for name in vars(hookspecs) if name.startswith("core_")}
-        assert {kind.hook for kind in KINDS.values()} == hooks - {"core_model_aliases"}
+        assert {kind.hook for kind in KINDS.values()} == hooks - {
+            "core_model_aliases",
+            "core_model_fallbacks",
+        }
         assert KINDS.keys() == VERSIONS.keys()
 
 
@@ -337,7 +340,7 @@ class TestCommand:
         code, out, _ = self.run("acme-model", "--kind", "model")
         assert code == 0
         assert "acme-model, a model plugin for model contract 1.0, in acme-model:" in out
-        for path in ("acme_model/decoder.py", ".github/workflows/ci.yml"):
+        for path in ("acme_model/family.py", ".github/workflows/ci.yml"):
             assert f"  {path}\n" in out
             assert (tmp_path / "acme-model" / path).is_file()
         assert 'cd acme-model && pip install -e ".[test]" && pytest' in out

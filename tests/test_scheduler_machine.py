@@ -3,7 +3,7 @@
 from itertools import chain
 
 import pytest
-from engine_model import BAD, FULL, Oracle, alive, check_ownership, make_scheduler, window
+from engine_model import BAD, FULL, STATE, Oracle, alive, check_ownership, make_scheduler, window
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -15,6 +15,7 @@ from core.sampling_params import SamplingParams
 PIECES = [[0, 0, 0, 0], [0, 0, 0, 1], [1, 2, 1, 2], [0], [1], [2, 0], [0, 1, 2]]
 TOKENS = st.lists(st.sampled_from(PIECES), min_size=1, max_size=7).map(lambda pieces: list(chain(*pieces)))
 GROUPS = [(FULL,), (window(6),), (FULL, window(6)), (window(3), window(9)), (window(5), FULL, window(8))]
+GROUPS += [(STATE,), (FULL, STATE), (STATE, window(6), FULL)]
 
 
 class EngineMachine(RuleBasedStateMachine):

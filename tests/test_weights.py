@@ -108,6 +108,7 @@ def test_weight_bytes_count_what_is_loaded_and_no_tied_head(folder: Path) -> Non
 
 
 def test_finish_lists_everything_wrong_in_one_error(folder: Path) -> None:
+    write_config(folder, tie_word_embeddings=False)
     weights = CheckpointWeights(open_checkpoint(folder, {}), "float32", "cpu")
     assert weights.take("model.norm.weight", 5).shape == (5,)
     assert weights.take("model.layers.0.weight", 2, 3).shape == (2, 3)

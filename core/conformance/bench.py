@@ -12,13 +12,16 @@ from torch import Tensor
 from core.conformance.heads import head_dim_for
 from core.conformance.quantized import stored_weight
 from core.contracts.attention import AttentionShape
-from core.contracts.kernels import CachedSequences, Case, DecoderLayerWeights
+from core.contracts.kernels import CachedSequences, Case, DecoderLayerWeights, MoeWeights, Routing
 from core.contracts.platform import Capabilities
 from core.contracts.quantization import WeightFormat
+from core.contracts.state import StateBatch
+from core.reference.causal_conv import state_batch
 from core.reference.inputs import Inputs
 from core.reference.sample_cases import sampling_case
 
 _EPS = 1e-5
+_ROUTING = Routing(top_k=4, normalized=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,7 @@ class Scale:
     vocabulary: int
     context: int
     head_dim: int = 64
+    experts: int = 16
 
     @property
     def shape(self) -> AttentionShape:
@@ -117,6 +121,17 @@ def _add_rms_norm(scale: Scale, inputs: Inputs) -> Iterator[Case]:
         yield Case(name=step.name, arguments=(x, residual, weight, _EPS))
 
 
+def _layer_norm(scale: Scale, inputs: Inputs) -> Iterator[Case]:
+    weight, bias = inputs.near_one(scale.hidden), inputs.normal(scale.hidden)
+    for step in STEPS:
+        yield Case(name=step.name, arguments=(inputs.normal(step.rows, scale.hidden), weight, bias, _EPS))
+
+
+def _activation(scale: Scale, inputs: Inputs) -> Iterator[Case]:
+    for step in STEPS:
+        yield Case(name=step.name, arguments=(inputs.normal(step.rows, scale.intermediate), "gelu_tanh"))
+
+
 def _rotary(scale: Scale, inputs: Inputs) -> Iterator[Case]:
     heads, kv_heads, dim = scale.shape.num_heads, scale.shape.num_kv_heads, scale.head_dim
     for step in STEPS:
@@ -145,6 +160,42 @@ def _gated_mlp(scale: Scale, inputs: Inputs) -> Iterator[Case]:
         yield Case(name=step.name, prepare=(gate_up, down), arguments=(x,))
 
 
+def _route(scale: Scale, inputs: Inputs) -> Iterator[Case]:
+    for step in STEPS:
+        logits = inputs.normal(step.rows, scale.experts).float()
+        yield Case(name=step.name, arguments=(logits, None, _ROUTING))
+
+
+def _experts(scale: Scale, inputs: Inputs) -> Iterator[Case]:
+    weights = _moe_weights(scale, inputs)
+    for step in STEPS:
+        # Each expert has as many tokens as the others.
+        ids = (torch.arange(step.rows * _ROUTING.top_k) % scale.experts).view(step.rows, -1)
+        counts = inputs.normal(*ids.shape).float()
+        x = inputs.normal(step.rows, scale.hidden)
+        yield Case(name=step.name, prepare=(weights.gate_up, weights.down), arguments=(x, counts, ids))
+
+
+def _moe(scale: Scale, inputs: Inputs) -> Iterator[Case]:
+    weights = _moe_weights(scale, inputs)
+    for step in STEPS:
+        x = inputs.normal(step.rows, scale.hidden)
+        yield Case(name=step.name, prepare=(weights, _ROUTING), arguments=(x,))
+
+
+def _moe_weights(scale: Scale, inputs: Inputs) -> MoeWeights:
+    """Together, the experts of a token are as large as the MLP that they stand for, less the shared one."""
+    hidden, wide = scale.hidden, scale.intermediate // (2 * _ROUTING.top_k)
+    return MoeWeights(
+        router=inputs.weight(scale.experts, hidden).float(),
+        bias=None,
+        gate_up=tuple(inputs.weight(2 * wide, hidden) for _ in range(scale.experts)),
+        down=tuple(inputs.weight(hidden, wide) for _ in range(scale.experts)),
+        shared_gate_up=inputs.weight(scale.intermediate, hidden),
+        shared_down=inputs.weight(hidden, scale.intermediate // 2),
+    )
+
+
 def _decoder_layer(scale: Scale, inputs: Inputs) -> Iterator[Case]:
     weights, shape = _layer_weights(scale, inputs), scale.shape
     for step in STEPS:
@@ -164,6 +215,30 @@ def _decoder_layer(scale: Scale, inputs: Inputs) -> Iterator[Case]:
                 value=inputs.normal(*cached),
             ),
         )
+
+
+def _causal_conv(scale: Scale, inputs: Inputs) -> Iterator[Case]:
+    channels, weight = 2 * scale.hidden, inputs.weight(2 * scale.hidden, 4)
+    for step, batch in _recurrent():
+        x, states = inputs.normal(step.rows, channels), inputs.normal(2 * step.sequences + 1, 3, channels)
+        yield Case(name=step.name, arguments=(x, weight, inputs.normal(channels), states, batch))
+
+
+def _selective_scan(scale: Scale, inputs: Inputs) -> Iterator[Case]:
+    channels, size = 2 * scale.hidden, 16
+    a, bias, d = (inputs.near_one(*shape).float() for shape in ((channels, size), (channels,), (channels,)))
+    for step, batch in _recurrent():
+        x, gate = (inputs.normal(step.rows, channels, 1) for _ in range(2))
+        b, c = (inputs.normal(step.rows, 1, size) for _ in range(2))
+        states = inputs.normal(2 * step.sequences + 1, channels, 1, size).float()
+        time = inputs.normal(step.rows, channels)
+        yield Case(name=step.name, arguments=(x, time, bias, -a, b, c, d, gate, states, batch))
+
+
+def _recurrent() -> Iterator[tuple[Step, StateBatch]]:
+    """Each step, and the states of its sequences: those of decodes have begun."""
+    for step in STEPS:
+        yield step, state_batch((step.new,) * step.sequences, (step.new == 1,) * step.sequences)
 
 
 def _layer_weights(scale: Scale, inputs: Inputs) -> DecoderLayerWeights:
@@ -200,9 +275,16 @@ _CASES: Mapping[str, Callable[[Scale, Inputs], Iterator[Case]]] = {
     "linear": _linear,
     "rms_norm": _rms_norm,
     "add_rms_norm": _add_rms_norm,
+    "layer_norm": _layer_norm,
     "rotary": _rotary,
+    "activation": _activation,
     "silu_and_mul": _silu_and_mul,
     "gated_mlp": _gated_mlp,
+    "route": _route,
+    "experts": _experts,
+    "moe": _moe,
+    "causal_conv": _causal_conv,
+    "selective_scan": _selective_scan,
     "decoder_layer": _decoder_layer,
     "argmax": _argmax,
     "sample": _sample,

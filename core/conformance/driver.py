@@ -58,7 +58,12 @@ class Side:
             model=str(folder), platform=self.platform.name, skip_tokenizer_init=True, **given
         )
         found = load_plugins()
-        plugins = Alone(platform=self.platform, device=self.device, architectures=found.architectures)
+        plugins = Alone(
+            platform=self.platform,
+            device=self.device,
+            architectures=found.architectures,
+            fallbacks=found.fallbacks,
+        )
         engine = build_engine(config, plugins=plugins)
         try:
             yield engine

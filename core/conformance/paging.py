@@ -57,10 +57,12 @@ def poisoned_cache(
 ) -> LayerCache:
     """One layer's cache, all of it poison."""
     layout = attention.layout(num_blocks)
-    dtype: torch.dtype = getattr(torch, layout.dtype or attention.spec.dtype)
-    keys, values = (
-        torch.full(layout.shape, poison(dtype, old=old), dtype=dtype, device=torch_device) for _ in range(2)
-    )
+
+    def filled(shape: tuple[int, ...], name: str) -> Tensor:
+        dtype: torch.dtype = getattr(torch, name)
+        return torch.full(shape, poison(dtype, old=old), dtype=dtype, device=torch_device)
+
+    keys, values = (filled(*tensor) for tensor in layout.tensors(attention.spec.dtype))
     return LayerCache(keys, values, layout.block_axis)
 
 

@@ -10,7 +10,14 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 
 from core.contracts.attention import AttentionShape
-from core.contracts.kernels import CachedSequences, Case, DecoderLayerWeights, Tolerance
+from core.contracts.kernels import (
+    CachedSequences,
+    Case,
+    DecoderLayerWeights,
+    MoeWeights,
+    Routing,
+    Tolerance,
+)
 from core.contracts.quantization import QuantizedWeight, Weight, WeightFormat
 from core.reference import KERNELS
 from core.reference.inputs import Inputs
@@ -21,7 +28,7 @@ _EPS = 1e-5
 # is 4 / 127, and rounding to it errs by step / sqrt(12) = 0.009 on average. Rows of weights have norm 1, so that is
 # also by how much a sum is off: six times it is never seen by chance, and an error in a format is of order 1. The
 # others round several times, one after the other, and products of activations reach twice as far as their factors.
-_ROUNDED_ACTIVATIONS = {"linear": 0.055, "gated_mlp": 0.15, "decoder_layer": 0.2}
+_ROUNDED_ACTIVATIONS = {"linear": 0.055, "gated_mlp": 0.15, "experts": 0.15, "moe": 0.3, "decoder_layer": 0.2}
 
 
 def quantized_cases(
@@ -111,6 +118,38 @@ def _gated_mlp(inputs: Inputs, format: WeightFormat) -> Iterator[Case]:
         )
 
 
+def _mixture(inputs: Inputs, format: WeightFormat, hidden: int, intermediate: int) -> MoeWeights:
+    return MoeWeights(
+        router=inputs.weight(6, hidden).float(),
+        bias=None,
+        gate_up=tuple(_weight(inputs, format, 2 * intermediate, hidden) for _ in range(6)),
+        down=tuple(_weight(inputs, format, hidden, intermediate) for _ in range(6)),
+        shared_gate_up=_weight(inputs, format, 512, hidden),
+        shared_down=_weight(inputs, format, hidden, 256),
+    )
+
+
+def _experts(inputs: Inputs, format: WeightFormat) -> Iterator[Case]:
+    for rows, hidden, intermediate in ((0, 128, 128), (1, 128, 256), (9, 128, 100)):
+        weights = _mixture(inputs, format, hidden, intermediate)
+        counts = inputs.normal(rows, 2).float().softmax(dim=-1)
+        ids = inputs.normal(rows, 6).float().argsort(dim=-1)[:, :2]
+        yield Case(
+            name=f"{rows}x{hidden}x{intermediate}, 2 of 6 as {format.name}",
+            prepare=(weights.gate_up, weights.down),
+            arguments=(inputs.normal(rows, hidden), counts, ids),
+        )
+
+
+def _moe(inputs: Inputs, format: WeightFormat) -> Iterator[Case]:
+    for rows, routing in ((1, Routing(top_k=2)), (9, Routing(top_k=3, normalized=True))):
+        yield Case(
+            name=f"{rows}, {routing.top_k} of 6 and a shared MLP as {format.name}",
+            prepare=(_mixture(inputs, format, 128, 256), routing),
+            arguments=(inputs.normal(rows, 128),),
+        )
+
+
 def _decoder_layer(inputs: Inputs, format: WeightFormat) -> Iterator[Case]:
     for name, sequences, intermediate in (
         ("a decode", ((1, 30),), 384),
@@ -155,5 +194,7 @@ def _layer(
 _CASES: Mapping[str, Callable[[Inputs, WeightFormat], Iterator[Case]]] = {
     "linear": _linear,
     "gated_mlp": _gated_mlp,
+    "experts": _experts,
+    "moe": _moe,
     "decoder_layer": _decoder_layer,
 }

@@ -20,10 +20,14 @@ class AttentionShape:
     sliding_window  a token sees itself and the window - 1 tokens before it; None: all before it
     soft_cap        bends scores towards this limit, soft_cap * tanh(score / soft_cap); None: they stay as they are
     alibi           adds slope * (position of the key - position of the query), with `alibi_slopes` of the heads
+    causal          False: a token sees its whole sequence, which is computed in one step; of a sliding window, half
+                    lies on either side, so that it sees those at most sliding_window // 2 away
+    latent          a value is the first `latent` numbers of its key, and is not stored; of one head, num_kv_heads is 1
 
     In this order: score = scale * query @ key, the soft cap, ALiBi, what may not be seen, softmax. None of it is
     rounded to less than the model dtype, and distances are exact.
-    Source: Gemma 2, Gemma Team 2024, section 2 (soft cap); ALiBi, Press et al. 2021.
+    Source: Gemma 2, Gemma Team 2024, section 2 (soft cap); ALiBi, Press et al. 2021; DeepSeek-V2, 2024, section 2.1
+    (latent attention, in its absorbed form); ModernBERT, Warner et al. 2024 (local attention to both sides).
     """
 
     num_heads: int
@@ -33,6 +37,13 @@ class AttentionShape:
     sliding_window: int | None = None
     soft_cap: float | None = None
     alibi: bool = False
+    causal: bool = True
+    latent: int | None = None
+
+    @property
+    def value_dim(self) -> int:
+        """Numbers in a value, and in each head of the result."""
+        return self.head_dim if self.latent is None else self.latent
 
 
 def alibi_slopes(num_heads: int) -> tuple[float, ...]:
@@ -71,21 +82,34 @@ class AttentionSpec(AttentionShape):
 
 @dataclass(frozen=True, slots=True)
 class CacheLayout:
-    """How a platform stores the keys (and, alike, the values) of one layer.
+    """How a platform stores the keys and the values of one layer, in a tensor each.
 
-    shape       of the tensor that is allocated; whatever belongs to a block, scales too, lies in that block
-    block_axis  which of its axes counts blocks
-    dtype       its dtype by torch name; None: the model dtype
+    shape         of the keys' tensor; whatever belongs to a block, scales too, lies in that block
+    block_axis    which of its axes counts blocks, the same for values
+    dtype         of the keys' tensor by torch name; None: the model dtype
+    value_shape   of the values' tensor; None: as the keys'. Values that are not stored have an axis of 0
+    value_dtype   of the values' tensor; None: as the keys'
     """
 
     shape: tuple[int, ...]
     block_axis: int
     dtype: str | None = None
+    value_shape: tuple[int, ...] | None = None
+    value_dtype: str | None = None
+
+    def tensors(self, model_dtype: str) -> "tuple[tuple[tuple[int, ...], str], tuple[tuple[int, ...], str]]":
+        """Shape and dtype of the keys' tensor, and of the values'."""
+        dtype = self.dtype or model_dtype
+        shape = self.shape if self.value_shape is None else self.value_shape
+        return (self.shape, dtype), (shape, self.value_dtype or dtype)
 
 
 @dataclass(frozen=True, slots=True)
 class LayerCache:
-    """The cached keys and values of one layer, each of the shape that `Attention.layout` asked for."""
+    """The cached keys and values of one layer, each of the shape that `Attention.layout` asked for.
+
+    Of a recurrent layer: the last inputs of its convolution, and its state, [num_blocks, ...] each.
+    """
 
     keys: "Tensor"
     values: "Tensor"
@@ -128,7 +152,7 @@ class Attention(ABC):
 
     @abstractmethod
     def layout(self, num_blocks: int) -> CacheLayout:
-        """Shape of one layer's keys for `num_blocks` blocks, and which of its axes counts blocks.
+        """Shapes of one layer's keys and values for `num_blocks` blocks, and which of their axes counts blocks.
 
         The usual answer is [num_blocks, block_size, num_kv_heads, head_dim] and axis 0; of a quantised cache, bytes
         [num_blocks, block_size, num_kv_heads, head_dim + 4], the scale behind the numbers.
@@ -142,17 +166,19 @@ class Attention(ABC):
     def write(self, key: "Tensor", value: "Tensor", cache: LayerCache, plan: Any) -> None:
         """Store this step's keys and values at the batch's slots.
 
-        key, value  [num_tokens, num_kv_heads, head_dim], model dtype, on the device
+        key, value  [num_tokens, num_kv_heads, head_dim], model dtype, on the device; of a latent spec, value is a
+                    view into key that need not be looked at
         """
 
     @abstractmethod
     def attend(self, query: "Tensor", cache: LayerCache, plan: Any) -> "Tensor":
-        """Attend each new token to everything its sequence has cached up to and including itself.
+        """Attend each new token to everything its sequence has cached up to and including itself, or, if the spec is
+        not causal, to all of it.
 
         query  [num_tokens, num_heads, head_dim], model dtype, on the device; heads of one group (those that
                share a key/value head) are neighbours
 
-        Returns [num_tokens, num_heads, head_dim]; the caller owns it. This step's keys and values are
+        Returns [num_tokens, num_heads, value_dim]; the caller owns it. This step's keys and values are
         already in the cache. Reads no slot past a sequence's length: what lies there may be NaN. Rows of
         padding tokens may hold anything finite.
         Source: PagedAttention, Kwon et al. 2023, section 4.

@@ -48,6 +48,56 @@ class DecoderLayerWeights:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Routing:
+    """How a router's logits choose the experts of a token, and how much each of these counts.
+
+    top_k       experts of a token
+    scoring     "softmax": experts are ranked and weighed by the softmax of the logits; "sigmoid": by that of each;
+                "sparsemixer": chosen one after the other, each weighed by the softmax of the logits of those left
+                that differ from the best of them by at most `margin` of whichever is larger, the logit's magnitude
+                or the best
+    groups      experts lie in so many groups of equal size, neighbours together
+    top_groups  best groups, outside of which none is chosen
+    group_best  a group ranks by the sum of so many best of its experts
+    normalized  weights are divided by their sum
+    scale       multiplies the weights at last
+
+    Source: Mixtral, Jiang et al. 2024 (softmax, normalised); DeepSeek-V2, 2024, section 2.2 (groups by their best);
+    DeepSeek-V3, 2024, section 2.1.2 (sigmoid, groups by their two best, a bias that only ranks); GRIN, Liu et al.
+    2024 (sparsemixer).
+    """
+
+    top_k: int
+    scoring: str = "softmax"
+    groups: int = 1
+    top_groups: int = 1
+    group_best: int = 1
+    normalized: bool = False
+    scale: float = 1.0
+    margin: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoeWeights:
+    """A mixture of E gated MLPs; H is the hidden size, I an expert's intermediate size, S the shared one's.
+
+    router          [E, H], float32
+    bias            [E], float32, added to the scores that rank experts; None: nothing is
+    gate_up, down   of each expert, [2 * I, H] with the gate first, and [H, I]
+    shared_gate_up  [2 * S, H] of the MLP that every token goes through, shared_down [H, S]; None: there is none
+    shared_gate     [1, H], float32: its product with a token, through a sigmoid, weighs the shared MLP; None: 1 does
+    """
+
+    router: "Tensor"
+    bias: "Tensor | None"
+    gate_up: "tuple[Weight, ...]"
+    down: "tuple[Weight, ...]"
+    shared_gate_up: "Weight | None" = None
+    shared_down: "Weight | None" = None
+    shared_gate: "Tensor | None" = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Tolerance:
     """|actual - expected| <= absolute + relative * |expected|, elementwise."""
 
@@ -109,6 +159,7 @@ class Kernel:
     prepared    the reference takes weights and returns the function called per step
     composed    names of the finer kernels it is made of; empty for a fine kernel
     given_away  how many leading arguments of a call it may overwrite, and return
+    updates     which arguments of a call, counted from 0, it changes in place, as much a result as what it returns
     """
 
     name: str
@@ -119,6 +170,7 @@ class Kernel:
     prepared: bool = False
     composed: tuple[str, ...] = ()
     given_away: int = 0
+    updates: tuple[int, ...] = ()
     summary: str = ""
 
 
@@ -160,9 +212,16 @@ class Kernels:
     linear: Callable[..., Any]
     rms_norm: Callable[..., Any]
     add_rms_norm: Callable[..., Any]
+    layer_norm: Callable[..., Any]
     rotary: Callable[..., Any]
+    activation: Callable[..., Any]
     silu_and_mul: Callable[..., Any]
     gated_mlp: Callable[..., Any]
+    route: Callable[..., Any]
+    experts: Callable[..., Any]
+    moe: Callable[..., Any]
+    causal_conv: Callable[..., Any]
+    selective_scan: Callable[..., Any]
     decoder_layer: Callable[..., Any]
     argmax: Callable[..., Any]
     sample: Callable[..., Any]

@@ -24,6 +24,8 @@ FEATURES: Mapping[str, str] = {
     "sliding_window": "a token sees itself and so many tokens before it",
     "soft_cap": "scores are bent towards a limit, soft_cap * tanh(score / soft_cap)",
     "alibi": "scores fall with distance, by a slope of each head's own",
+    "bidirectional": "a token sees its whole sequence, or as far to either side as a window reaches",
+    "latent": "values are the first numbers of the keys, and are not stored",
 }
 """What attention may be asked for beyond causal full attention, and what it means."""
 

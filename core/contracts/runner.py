@@ -14,6 +14,7 @@ from core.clock import StageClock
 from core.contracts.memory import MemoryStatistics
 from core.contracts.model import Architecture, ModelDescription
 from core.contracts.platform import Capabilities, Device, Platform
+from core.pooling_params import PoolingParams
 from core.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -26,12 +27,14 @@ if TYPE_CHECKING:
 class CacheGroup:
     """Layers whose cache is accounted together, with one block table per sequence.
 
-    window  a token's keys are needed by the window - 1 tokens after it; None: for ever
+    window     a token's keys are needed by the window - 1 tokens after it; None: for ever
+    recurrent  a block holds the state after the newest of its tokens that ended a step, and nothing of the others
     """
 
     name: str
     layers: tuple[int, ...]
     window: int | None = None
+    recurrent: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +63,12 @@ class ScheduledSequence:
     token_ids   all tokens known so far, prompt and answer; this step computes [start, start + num_tokens)
     num_prompt  how many of them are the prompt
     blocks      per cache group, the block of each block_size tokens; 0 where a window has passed
-    samples     whether the next token is sampled after the last one computed
+    samples     whether the next token is sampled after the last one computed, or the text pooled
     stop_ids    tokens that end the answer; impossible before `params.min_tokens`
     seed        of this sequence's random numbers; with the count of answer tokens it determines each
+    pooling     what is wanted of the text; None: a next token, under `params`
+    second      of two texts, the index of the second one's first token; None: it is one, or the model need not know
+    skip        leading tokens that are not pooled
     """
 
     sequence_id: int
@@ -75,6 +81,9 @@ class ScheduledSequence:
     params: SamplingParams
     stop_ids: frozenset[int]
     seed: int
+    pooling: PoolingParams | None = None
+    second: int | None = None
+    skip: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,12 +118,14 @@ class SequenceResult:
     """What a step gave one sequence. `error` ends that sequence alone.
 
     prompt_logprobs  of the prompt tokens after each position computed, when its params ask for them
+    pooled           what the text was pooled to: float32 numbers, little-endian
     """
 
     token_ids: list[int] = field(default_factory=list[int])
     logprobs: list[TokenLogprobs] = field(default_factory=list[TokenLogprobs])
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list[TokenLogprobs])
     error: str | None = None
+    pooled: bytes | None = None
 
 
 class Runner(ABC):
@@ -127,6 +138,12 @@ class Runner(ABC):
     @abstractmethod
     def block_bytes(self, group: CacheGroup) -> int:
         """Bytes that one block of this group takes, over all its layers."""
+
+    def storage_bytes(self, group: CacheGroup) -> Sequence[int]:
+        """The same, tensor by tensor: each is given so many blocks that its size is a multiple of
+        `Capabilities.alignment_bytes`.
+        """
+        return (self.block_bytes(group),)
 
     @abstractmethod
     def memory_statistics(self) -> MemoryStatistics:

@@ -30,6 +30,7 @@ CHAPTERS: Mapping[str, tuple[str, ...]] = {
         "communication",
         "execution",
         "runner",
+        "state",
         "quantization",
     ),
     "model": ("model",),

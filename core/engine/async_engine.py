@@ -28,6 +28,7 @@ from core.engine.link import EngineLink
 from core.engine.request import Request
 from core.errors import CoreError, EngineDead, QueueFull, RequestError
 from core.outputs import RequestOutput
+from core.pooling_params import PoolingParams
 from core.sampling_params import SamplingParams
 from core.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -126,6 +127,12 @@ class AsyncEngine:
         """The same for a conversation; options are `Intake.chat_request`'s."""
         return await self._prepare(self._intake.chat_request, messages, params, options)
 
+    async def pooling_request(
+        self, prompt: str | Sequence[int], params: PoolingParams | None = None, **options: Any
+    ) -> Request:
+        """The same for a text that is pooled; options are `Intake.pooling_request`'s."""
+        return await self._prepare(self._intake.pooling_request, prompt, params or PoolingParams(), options)
+
     def submit(self, requests: Sequence[Request], prompts: Sequence[str | None] = ()) -> Answers:
         """Send checked requests, all or none; `prompts` are their texts, for the outputs.
 
@@ -143,6 +150,17 @@ class AsyncEngine:
             self._answers[request.request_id] = answers
             self._link.send(m.AddRequest(request))
         return answers
+
+    async def encode(
+        self, prompt: str | Sequence[int], params: PoolingParams | None = None, **options: Any
+    ) -> RequestOutput:
+        """The finished output of a text that is pooled: its numbers are in `pooled`.
+
+        Cancelling the task aborts the request. Raises RequestError, QueueFull, EngineDead.
+        """
+        request = await self.pooling_request(prompt, params, **options)
+        with self.submit([request], [prompt if isinstance(prompt, str) else None]) as answers:
+            return [output async for output in answers][-1]
 
     async def generate(
         self, prompt: str | Sequence[int], params: SamplingParams | None = None, **options: Any
@@ -211,7 +229,7 @@ class AsyncEngine:
         self,
         make: Callable[..., Request],
         prompt: Any,
-        params: SamplingParams | None,
+        params: SamplingParams | PoolingParams | None,
         options: dict[str, Any],
     ) -> Request:
         self.check_health()

@@ -73,7 +73,13 @@ class BlockPool:
     def forget(self, blocks: Iterable[int]) -> None:
         """Make blocks unfindable, because what they hold is not what their hash says."""
         for block in blocks:
-            self._forget(block)
+            if self._forget(block) and self._owners[block] == 0:
+                self._free.move_to_end(block, last=False)
+                self._discarded.append(block)
+
+    def unregister(self, keys: Iterable[bytes]) -> None:
+        """Make unfindable what holds these, whichever blocks they are."""
+        self.forget([block for key in keys if (block := self.find(key)) is not None])
 
     def find(self, key: bytes) -> int | None:
         return self._block_of.get(key)

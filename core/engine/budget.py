@@ -4,36 +4,46 @@ Counts bytes and blocks; what they are made of is the runner's business.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from math import gcd
+from dataclasses import dataclass, replace
+from math import gcd, lcm
 
 from core.config import Settings, format_bytes
-from core.contracts.model import ModelDescription
+from core.contracts.model import LayerShape, ModelDescription, StateShape
 from core.contracts.runner import CacheGroup
 from core.engine.kv_cache import blocks_needed
 from core.errors import InsufficientMemory
 
+STATES = 2
+"""States of one sequence at once: the one that a step begins with, and the one that it ends in."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class CachePlan:
-    """Blocks per cache group (block 0 included), and the longest sequence that fits them alone."""
+    """Blocks per cache group (block 0 included), and the longest sequence that fits them alone.
+
+    num_tokens  that all of it holds, in sequences of that length where layers keep nothing but states
+    """
 
     num_blocks: tuple[int, ...]
     max_model_len: int
     total_bytes: int
+    num_tokens: int
 
 
 def cache_groups(description: ModelDescription) -> tuple[CacheGroup, ...]:
-    """Layers whose blocks live equally long share a group: full attention, and one per sliding window."""
-    layers: dict[int | None, list[int]] = {}
+    """Layers whose blocks live equally long share a group: full attention, one per sliding window, and states."""
+    layers: dict[CacheGroup, list[int]] = {}
     for index, shape in enumerate(description.layers):
-        layers.setdefault(shape.sliding_window, []).append(index)
-    return tuple(
-        CacheGroup(
-            name="full" if window is None else f"window_{window}", layers=tuple(indices), window=window
-        )
-        for window, indices in layers.items()
-    )
+        layers.setdefault(_group(shape), []).append(index)
+    return tuple(replace(group, layers=tuple(indices)) for group, indices in layers.items())
+
+
+def _group(shape: LayerShape) -> CacheGroup:
+    """The group of a layer, without its layers."""
+    if isinstance(shape, StateShape):  # the next token needs what the newest left, and nothing else
+        return CacheGroup(name="state", layers=(), window=2, recurrent=True)
+    window = shape.sliding_window
+    return CacheGroup(name="full" if window is None else f"window_{window}", layers=(), window=window)
 
 
 def check_weights(settings: Settings, weight_bytes: int, free_bytes: int) -> None:
@@ -50,7 +60,7 @@ def check_weights(settings: Settings, weight_bytes: int, free_bytes: int) -> Non
 def plan_cache(
     settings: Settings,
     groups: Sequence[CacheGroup],
-    block_bytes: Sequence[int],
+    storages: Sequence[Sequence[int]],
     alignment: int,
     free_bytes: int,
 ) -> CachePlan:
@@ -59,10 +69,11 @@ def plan_cache(
     The memory is what was asked for, else half of what is free, and no more than every sequence could use at
     once. A context that nobody asked for shrinks to what fits; one that was asked for is refused.
 
+    storages    per group, what `Runner.storage_bytes` says of it
     free_bytes  on the device, now that the weights are loaded
     Raises InsufficientMemory naming the numbers and the setting to change.
     """
-    sizes = _Sizes(settings, groups, block_bytes, alignment)
+    sizes = _Sizes(settings, groups, storages, alignment)
     asked = settings.kv_cache_memory
     budget = free_bytes // 2 if asked is None else asked
     if budget > free_bytes:
@@ -72,53 +83,86 @@ def plan_cache(
             setting="kv_cache_memory",
         )
     length = _fitting_length(sizes, settings, budget)
-    least, one = sizes.least(length), sizes.of(length)
-    one_bytes = sum(count * size for count, size in zip(one, block_bytes, strict=True))
-    extra = min(budget - sizes.bytes_of(length), one_bytes * (settings.max_num_seqs - 1))
-    num_blocks = tuple(
-        least[g] + one[g] * extra // one_bytes // multiple * multiple
-        for g, multiple in enumerate(sizes.multiples)
+    num_blocks = sizes.spread(length, budget)
+    held = [count - 1 for count, group in zip(num_blocks, groups, strict=True) if not group.recurrent]
+    whole = (min(num_blocks) - 1) // STATES * length
+    return CachePlan(
+        num_blocks=num_blocks,
+        max_model_len=length,
+        total_bytes=sizes.bytes_in(num_blocks),
+        num_tokens=min(held) * settings.block_size if held else whole,
     )
-    total = sum(count * size for count, size in zip(num_blocks, block_bytes, strict=True))
-    return CachePlan(num_blocks=num_blocks, max_model_len=length, total_bytes=total)
 
 
 class _Sizes:
     """Blocks that one sequence needs at once, per group, by its length in tokens.
 
-    multiples  per group, every layer's storage is a multiple of `alignment` bytes for this many blocks
+    multiples  per group, every storage is a multiple of `alignment` bytes for this many blocks
     """
 
     def __init__(
-        self, settings: Settings, groups: Sequence[CacheGroup], block_bytes: Sequence[int], alignment: int
+        self,
+        settings: Settings,
+        groups: Sequence[CacheGroup],
+        storages: Sequence[Sequence[int]],
+        alignment: int,
     ) -> None:
         self._settings = settings
         self._groups = groups
-        self._block_bytes = block_bytes
-        storages = [size // (2 * len(group.layers)) for group, size in zip(groups, block_bytes, strict=True)]
-        self.multiples = [alignment // gcd(alignment, storage) for storage in storages]
+        self._block_bytes = [sum(sizes) for sizes in storages]
+        self.multiples = [lcm(*(alignment // gcd(alignment, size) for size in sizes)) for sizes in storages]
 
     def of(self, num_tokens: int) -> list[int]:
-        return [
-            blocks_needed(self._held(group, num_tokens), self._settings.block_size) for group in self._groups
-        ]
+        return [self._needed(group, num_tokens) for group in self._groups]
 
     def least(self, num_tokens: int) -> list[int]:
         """What must be allocated: block 0 too, rounded up to the alignment."""
         counts = zip(self.of(num_tokens), self.multiples, strict=True)
         return [-(-(count + 1) // multiple) * multiple for count, multiple in counts]
 
-    def bytes_of(self, num_tokens: int) -> int:
-        return sum(
-            count * size for count, size in zip(self.least(num_tokens), self._block_bytes, strict=True)
-        )
+    def bytes_in(self, num_blocks: Sequence[int]) -> int:
+        return sum(count * size for count, size in zip(num_blocks, self._block_bytes, strict=True))
 
-    def _held(self, group: CacheGroup, num_tokens: int) -> int:
-        if group.window is None:
-            return num_tokens
-        # A step's chunk is written before what it leaves behind is released; its edges may straddle blocks.
-        most = group.window + self._settings.max_num_batched_tokens + self._settings.block_size
-        return min(num_tokens, most)
+    def bytes_of(self, num_tokens: int) -> int:
+        return self.bytes_in(self.least(num_tokens))
+
+    def spread(self, num_tokens: int, budget: int) -> tuple[int, ...]:
+        """Blocks for one sequence of this length, which fits, and for as many more as the rest of the budget holds.
+
+        Every sequence needs its states, however short it is: they come first, up to half of that rest.
+        """
+        num_blocks, one = self.least(num_tokens), self.of(num_tokens)
+        rest, more = budget - self.bytes_in(num_blocks), self._others(num_tokens)
+        wanted = [0, 0]  # bytes for all other sequences: of tokens, and of states
+        for group, count, size in zip(self._groups, one, self._block_bytes, strict=True):
+            wanted[group.recurrent] += count * size * more
+        states = min(wanted[True], max(rest // 2, rest - wanted[False]))
+        given = min(wanted[False], rest - states), states
+        for g, (group, multiple) in enumerate(zip(self._groups, self.multiples, strict=True)):
+            kind = group.recurrent
+            share = one[g] * more * given[kind] // wanted[kind] if wanted[kind] else 0
+            num_blocks[g] += share // multiple * multiple
+        return tuple(num_blocks)
+
+    def _others(self, num_tokens: int) -> int:
+        """How many more sequences of this length could be in the cache at once."""
+        settings, others = self._settings, self._settings.max_num_seqs - 1
+        if not settings.whole:
+            return others
+        # They leave it after their step. Each may leave a block partly filled.
+        most = settings.max_num_batched_tokens + settings.max_num_seqs * settings.block_size
+        return min(others, most // num_tokens)
+
+    def _needed(self, group: CacheGroup, num_tokens: int) -> int:
+        """Blocks of one sequence."""
+        if group.recurrent:
+            return STATES
+        held = num_tokens
+        if group.window is not None:
+            # A step's chunk is written before what it leaves behind is released; its edges may straddle blocks.
+            most = group.window + self._settings.max_num_batched_tokens + self._settings.block_size
+            held = min(num_tokens, most)
+        return blocks_needed(held, self._settings.block_size)
 
 
 def _fitting_length(sizes: _Sizes, settings: Settings, budget: int) -> int:

@@ -1,21 +1,22 @@
 """From what the user asked for to a running engine, in the order in which things can go wrong cheaply."""
 
-from collections.abc import Callable, Mapping
-from difflib import get_close_matches
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 from core.clock import StageClock
-from core.config import EngineConfig, resolve
-from core.contracts.model import Architecture
+from core.config import EngineConfig
 from core.contracts.platform import Defaults, Device, Platform
 from core.contracts.runner import Runner, RunnerContext
 from core.discovery import Plugins, load_plugins
+from core.engine.architecture import find_architecture
 from core.engine.budget import CachePlan, cache_groups, check_weights, plan_cache
 from core.engine.engine import Engine, EngineInfo
-from core.errors import BadCheckpoint, ContractViolation, RequestError, UnsupportedArchitecture
+from core.engine.purpose import summary, with_purpose
+from core.errors import BadCheckpoint, ContractViolation, RequestError
 from core.integrity import foreign, refusal
 from core.ledger import Ledger
+from core.resolution import resolve
 from core.sampling_params import SamplingParams
 from core.weights.checkpoint import Checkpoint, open_checkpoint
 from core.weights.formats import WeightFormats
@@ -53,12 +54,12 @@ def build_engine(
     plugins = plugins or load_plugins()
     platform, device = plugins.select_platform(config.platform)
     path, tokenizer_path = _paths(config, plugins, progress)
-    if not config.skip_tokenizer_init:
-        located(tokenizer_path)
-    checkpoint = open_checkpoint(path, plugins.architectures, plugins.quantizations)
-    context = decide(config, platform, device, checkpoint, plugins.architectures)
+    checkpoint = open_checkpoint(path, plugins.architectures, plugins.quantizations, config.load_format)
+    context = decide(config, platform, device, checkpoint, plugins)
     eos = eos_token_ids(checkpoint, context.description.vocab_size)
     defaults = sampling_defaults(config, checkpoint)
+    if not config.skip_tokenizer_init:
+        located(tokenizer_path)
     progress(f"loading {config.model} in {context.settings.dtype} on {platform.name}")
     runner, plan = _loaded(context)
     return Engine(
@@ -93,13 +94,14 @@ def _info(
         quantization=_quantization(context),
         kv_cache_dtype=settings.kv_cache_dtype,
         architecture=context.architecture.name,
+        pooling=context.description.pooling,
         max_model_len=plan.max_model_len,
         max_num_seqs=settings.max_num_seqs,
         scheduling_policy=settings.scheduling_policy,
         vocab_size=context.description.vocab_size,
         eos_token_ids=eos,
         sampling_defaults=defaults,
-        num_kv_tokens=(min(plan.num_blocks) - 1) * settings.block_size,
+        num_kv_tokens=plan.num_tokens,
         kv_cache_bytes=plan.total_bytes,
         ledger=context.ledger.as_dicts(),
     )
@@ -118,15 +120,17 @@ def decide(
     platform: Platform,
     device: Device,
     checkpoint: Checkpoint,
-    architectures: Mapping[str, Architecture],
+    plugins: Plugins,
 ) -> RunnerContext:
     """What model and settings come to on the platform. Everything decided, nothing taken yet."""
-    architecture = find_architecture(checkpoint, architectures)
-    description = architecture.describe(checkpoint.config)
+    architecture = find_architecture(config, checkpoint, plugins)
+    description = with_purpose(architecture.describe(checkpoint.config), checkpoint, config.task)
     capabilities = platform.capabilities(device)
     ledger = Ledger()
     ledger.record("platform", platform.name, f"{device.name} ({device.torch_device})")
     ledger.record("architecture", architecture.name, architecture.family)
+    if description.pooling is not None:
+        ledger.record("pooling", "core", summary(description.pooling))
     if checkpoint.quant_method is not None:
         ledger.record("checkpoint", checkpoint.quant_method, checkpoint.packing())
     defaults: Any = platform.defaults(description, device)
@@ -134,8 +138,11 @@ def decide(
         raise ContractViolation(
             f"platform {platform.name}: defaults() returned {defaults!r}; Defaults are expected"
         )
+    # A fallback puts weights together itself, unpacked: nothing is held as it is stored.
+    native = plugins.architectures.get(architecture.name) is architecture
+    stored = checkpoint.formats() if native else frozenset[str]()
     return RunnerContext(
-        settings=resolve(config, description, capabilities, defaults, checkpoint.formats()),
+        settings=resolve(config, description, capabilities, defaults, stored),
         description=description,
         architecture=architecture,
         checkpoint=checkpoint,
@@ -176,7 +183,7 @@ def _load(runner: Runner, context: RunnerContext) -> CachePlan:
     plan = plan_cache(
         context.settings,
         context.groups,
-        [runner.block_bytes(group) for group in context.groups],
+        [runner.storage_bytes(group) for group in context.groups],
         context.capabilities.alignment_bytes,
         runner.memory_statistics().free,
     )
@@ -200,8 +207,8 @@ def _check_layers(context: RunnerContext) -> None:
     from core.execution.dispatch import check_capabilities
 
     settings = context.settings
-    for shape in dict.fromkeys(context.description.layers):
-        check_capabilities(context.platform, context.capabilities, settings.attention_spec(shape))
+    for spec in settings.attention_specs(context.description):
+        check_capabilities(context.platform, context.capabilities, spec)
 
 
 def runner_for(context: RunnerContext) -> Runner:
@@ -218,25 +225,6 @@ def runner_for(context: RunnerContext) -> Runner:
 
     context.ledger.record("runner", "core", ModelRunner.__name__)
     return ModelRunner(context)
-
-
-def find_architecture(checkpoint: Checkpoint, architectures: Mapping[str, Architecture]) -> Architecture:
-    """The plugin for a checkpoint. Raises UnsupportedArchitecture naming the closest that exist."""
-    given: Any = checkpoint.config.get("architectures")
-    names = cast(list[Any], given) if isinstance(given, list) else []
-    if not names or not all(isinstance(name, str) for name in names):
-        raise BadCheckpoint(
-            f'{checkpoint.path}: config.json names no architecture; expected "architectures": [...]'
-        )
-    for name in names:
-        if name in architectures:
-            return architectures[name]
-    close = get_close_matches(str(names[0]), architectures, n=3, cutoff=0.4)
-    hint = f"closest: {', '.join(close)}; " if close else ""
-    supported = ", ".join(sorted(architectures))
-    raise UnsupportedArchitecture(
-        f"{checkpoint.path} is a {names[0]}, which no plugin brings; {hint}supported: {supported}"
-    )
 
 
 def eos_token_ids(checkpoint: Checkpoint, vocab_size: int) -> list[int]:

@@ -41,7 +41,7 @@ class Delivery:
         answers: list[_Answer] = []
         for index in range(params.n):
             detokenizer = None
-            if self._tokenizer is not None and params.detokenize:
+            if self._tokenizer is not None and params.detokenize and request.pooling is None:
                 detokenizer = Detokenizer(
                     self._tokenizer,
                     skip_special_tokens=params.skip_special_tokens,
@@ -115,6 +115,7 @@ class Delivery:
             output.finish_reason, output.stop_reason = "stop", hit
             return delta.finish_reason is None
         output.finish_reason, output.stop_reason = delta.finish_reason, delta.stop_token
+        result.pooled = delta.pooled
         return False
 
     def _add_text(self, answer: _Answer, request: Request, delta: SequenceDelta) -> str | None:

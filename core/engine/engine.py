@@ -11,6 +11,7 @@ import msgspec
 
 from core.clock import StageClock
 from core.config import Settings
+from core.contracts.model import Pooling
 from core.contracts.platform import SchedulingLimits
 from core.contracts.runner import CacheGroup, Runner, SequenceResult, TokenLogprobs
 from core.engine.kv_cache import KVCache
@@ -23,6 +24,7 @@ from core.ledger import Ledger
 class EngineInfo(msgspec.Struct, kw_only=True, frozen=True):
     """What a front end must know of an engine that may run elsewhere.
 
+    pooling         what it makes of a text; None: it generates
     quantization    "none", or the formats in which linear layers are held, with commas between
     kv_cache_dtype  what keys and values are held in
     num_kv_tokens   tokens that the whole KV cache holds
@@ -38,6 +40,7 @@ class EngineInfo(msgspec.Struct, kw_only=True, frozen=True):
     quantization: str
     kv_cache_dtype: str
     architecture: str
+    pooling: Pooling | None
     max_model_len: int
     max_num_seqs: int
     scheduling_policy: str
@@ -61,6 +64,7 @@ class SequenceDelta(msgspec.Struct, kw_only=True):
     stop_token: int | None = None
     num_cached_tokens: int = 0
     error: str | None = None
+    pooled: bytes | None = None
 
 
 class EngineStatistics(msgspec.Struct, kw_only=True, frozen=True):
@@ -179,4 +183,5 @@ class Engine:
             stop_token=last if named else None,
             num_cached_tokens=sequence.num_cached or 0,
             error=result.error,
+            pooled=result.pooled,
         )

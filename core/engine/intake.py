@@ -4,22 +4,34 @@ Runs in the caller's process or in the server's; knows no model, only what `Engi
 """
 
 from collections.abc import Iterable, Sequence
+from itertools import takewhile
 from typing import Any
 
 from core.engine.engine import EngineInfo
+from core.engine.pooling_checks import check_generates, check_pools, check_prompt_length, cut_length
 from core.engine.request import Request
-from core.errors import RequestError, RequestTooLong
+from core.errors import BadCheckpoint, RequestError, RequestTooLong
+from core.pooling_params import PoolingParams
 from core.sampling_params import SamplingParams
 from core.text.chat import missing_chat_template
 from core.text.tokenizer import Tokenizer
 
 Messages = Sequence[dict[str, Any]]
 
+CHARACTERS = 500_000
+"""Of a text that may be cut off, or of which a token may stand for any number, so many are always read: a book."""
+
 
 class Intake:
     """Checks and tokenizes. Thread-safe, so that a server may call it off its event loop."""
 
     def __init__(self, info: EngineInfo, tokenizer: Tokenizer | None) -> None:
+        """Raises BadCheckpoint when the tokenizer is another model's."""
+        if tokenizer is not None and tokenizer.plain_vocab_size > info.vocab_size:
+            raise BadCheckpoint(
+                f"the tokenizer at {info.tokenizer_path} has {tokenizer.plain_vocab_size:,} tokens and the model "
+                f"{info.vocab_size:,}: it is another model's. Name the model's own (tokenizer)"
+            )
         self.info = info
         self.tokenizer = tokenizer
 
@@ -38,16 +50,13 @@ class Intake:
         add_special_tokens: bool = True,
     ) -> Request:
         """A request for a text or for token ids. Raises RequestError naming the parameter at fault."""
+        check_generates(self.info)
         if isinstance(prompt, str):
-            self._check_length(prompt)
+            self._check_length(prompt, "prompt")
             token_ids = self._tokenizer().encode(prompt, add_special_tokens=add_special_tokens)
+            self._check_known(token_ids)
         else:
-            if not isinstance(prompt, Sequence) or isinstance(prompt, bytes | bytearray):  # pyright: ignore[reportUnnecessaryIsInstance]
-                raise RequestError(
-                    f"a prompt is a text or a list of token ids, not {prompt!r:.80}", parameter="prompt"
-                )
-            token_ids = list(prompt)
-            self._check_ids(token_ids, "prompt")
+            token_ids = self._given_ids(prompt)
         return self._request(token_ids, params, request_id, priority, cache_salt)
 
     def chat_request(
@@ -62,13 +71,92 @@ class Intake:
         **template_arguments: Any,
     ) -> Request:
         """A request for a conversation, rendered through the model's template."""
+        check_generates(self.info)
         chat = self._tokenizer().chat
         if chat is None:
             raise missing_chat_template()
         token_ids = chat.encode(
             messages, self._tokenizer(), add_generation_prompt=add_generation_prompt, **template_arguments
         )
+        self._check_known(token_ids)
         return self._request(token_ids, params, request_id, priority, cache_salt)
+
+    def pooling_request(
+        self,
+        prompt: str | Sequence[int],
+        params: PoolingParams | None = None,
+        *,
+        request_id: str,
+        second: str | None = None,
+        priority: int = 0,
+        cache_salt: str = "",
+        truncate_prompt_tokens: int | None = None,
+    ) -> Request:
+        """A request for what a text or token ids are pooled to.
+
+        second                  another text, which is read together with the first
+        truncate_prompt_tokens  cut a longer text off; -1: at what the model takes. None: refuse it
+
+        Raises RequestError naming the parameter at fault.
+        """
+        params = params or PoolingParams()
+        check_pools(self.info, params)
+        most = cut_length(self.info, truncate_prompt_tokens)
+        begins, skip = None, 0
+        if isinstance(prompt, str):
+            token_ids, begins = self._read(prompt, second, most)
+            skip = self._skipped(prompt, token_ids)
+        elif second is None:
+            token_ids = self._given_ids(prompt)[:most]
+            check_prompt_length(self.info, token_ids)
+        else:
+            raise RequestError("two prompts that are read together must be texts", parameter="prompt")
+        self._check_priority(priority)
+        _check_salt(cache_salt)
+        return Request(
+            request_id=request_id,
+            prompt_token_ids=token_ids,
+            priority=priority,
+            cache_salt=cache_salt,
+            pooling=params,
+            second=begins,
+            skip=skip,
+        )
+
+    def _read(self, first: str, second: str | None, most: int | None) -> tuple[list[int], int | None]:
+        """What `Tokenizer.encode_cut` makes of one text or two. Raises RequestError naming the one at fault."""
+        self._check_length(first, "prompt", cut=most is not None)
+        if second is not None:
+            self._check_length(second, "second", cut=most is not None)
+        token_ids, begins = self._tokenizer().encode_cut(first, second, most)
+        self._check_known(token_ids, first, second)
+        alone = token_ids
+        if second is not None and len(token_ids) > self.info.max_model_len:
+            alone, _ = self._tokenizer().encode_cut(first, None, None)
+        check_prompt_length(self.info, alone)
+        check_prompt_length(self.info, token_ids, "second")
+        return token_ids, begins
+
+    def _skipped(self, text: str, token_ids: list[int]) -> int:
+        """How many leading tokens are an instruction, which is read and not pooled. Raises RequestError for all."""
+        after = None if self.info.pooling is None else self.info.pooling.after
+        instruction, mark, _ = text.partition(after) if after is not None else ("", "", "")
+        if not mark:
+            return 0
+        alone = self._tokenizer().encode(instruction + mark)
+        skip = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(alone, token_ids, strict=False))))
+        if skip >= len(token_ids):
+            raise RequestError(f"nothing follows {mark!r}, so there is nothing to embed", parameter="prompt")
+        return skip
+
+    def _given_ids(self, prompt: Any) -> list[int]:
+        if not isinstance(prompt, Sequence) or isinstance(prompt, str | bytes | bytearray):
+            raise RequestError(
+                f"a prompt is a text or a list of token ids, not {prompt!r:.80}", parameter="prompt"
+            )
+        token_ids: list[int] = list(prompt)  # pyright: ignore[reportUnknownArgumentType]
+        self._check_ids(token_ids, "prompt")
+        return token_ids
 
     def _request(
         self, token_ids: list[int], params: SamplingParams, request_id: str, priority: int, cache_salt: str
@@ -93,8 +181,7 @@ class Intake:
                 parameter="min_tokens",
             )
         self._check_priority(priority)
-        if not isinstance(cache_salt, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise RequestError(f"cache_salt must be a text, not {cache_salt!r:.80}", parameter="cache_salt")
+        _check_salt(cache_salt)
         return Request(
             request_id=request_id,
             prompt_token_ids=token_ids,
@@ -113,15 +200,34 @@ class Intake:
                 parameter="priority",
             )
 
-    def _check_length(self, text: str) -> None:
-        """Refuse a text that no tokenization could make fit, without spending seconds on it."""
-        most = self.info.max_model_len * self._tokenizer().longest_token
+    def _check_length(self, text: object, parameter: str, *, cut: bool = False) -> None:
+        """Refuse a text that is far too long, without spending seconds on it; cut  whether what is too long is cut."""
+        if not isinstance(text, str):
+            raise RequestError(f"{parameter} must be a text, not {text!r:.80}", parameter=parameter)
+        limit, tokenizer = self.info.max_model_len, self._tokenizer()
+        most = limit * tokenizer.longest_token
+        if cut or not tokenizer.loses_nothing:
+            most = max(most, CHARACTERS)
         if len(text) > most:
             raise RequestTooLong(
-                f"the prompt has {len(text):,} characters, which cannot be fewer than the {self.info.max_model_len:,} "
-                "tokens that this engine accepts for prompt and answer (max_model_len)",
-                parameter="prompt",
+                f"the text has {len(text):,} characters; at most {most:,} are read for the {limit:,} tokens that this "
+                "engine accepts (max_model_len)",
+                parameter=parameter,
             )
+
+    def _check_known(self, token_ids: Sequence[int], first: str = "", second: str | None = None) -> None:
+        """Refuse a text that spells a token which only the tokenizer has."""
+        token = max(token_ids, default=0)
+        if token < self.info.vocab_size:
+            return
+        name = self._tokenizer().id_to_token(token)
+        raise RequestError(
+            f"the text has {name!r}, token {token:,} of the tokenizer; the model's vocabulary ends at "
+            f"{self.info.vocab_size - 1:,}",
+            parameter="second"
+            if name is not None and name in (second or "") and name not in first
+            else "prompt",
+        )
 
     def _check_ids(self, token_ids: Iterable[object], parameter: str) -> None:
         vocab_size = self.info.vocab_size
@@ -139,3 +245,8 @@ class Intake:
                 "this engine has no tokenizer (skip_tokenizer_init); send token ids", parameter="prompt"
             )
         return self.tokenizer
+
+
+def _check_salt(cache_salt: object) -> None:
+    if not isinstance(cache_salt, str):
+        raise RequestError(f"cache_salt must be a text, not {cache_salt!r:.80}", parameter="cache_salt")

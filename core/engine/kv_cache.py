@@ -35,6 +35,7 @@ class KVCache:
         self.pools = tuple(BlockPool(count) for count in num_blocks)
         self.block_size = block_size
         self.prefix_caching = prefix_caching
+        self.recurrent = any(group.recurrent for group in self.groups)
         self._root = os.urandom(32)
         self._copies: tuple[list[tuple[int, int]], ...] = tuple([] for _ in self.groups)
 
@@ -65,24 +66,42 @@ class KVCache:
         """Own blocks for the first `num_tokens` tokens. False, with nothing changed, when too few are free.
 
         Blocks that are full by then become findable at once: whoever shares them in the same step reads
-        after they are written.
+        after they are written. A recurrent group owns the last of them alone, for the state that the step ends in.
         """
         total = blocks_needed(num_tokens, self.block_size)
-        wanted = [total - len(table) for table in sequence.blocks]
+        missing = [max(0, total - len(table)) for table in sequence.blocks]
+        passed = [
+            max(0, count - 1) if g.recurrent else 0 for count, g in zip(missing, self.groups, strict=True)
+        ]
+        wanted = [count - skipped for count, skipped in zip(missing, passed, strict=True)]
         if any(count > pool.num_free for count, pool in zip(wanted, self.pools, strict=True)):
             return False
-        for table, pool, count in zip(sequence.blocks, self.pools, wanted, strict=True):
-            if count > 0:
-                table.extend(pool.allocate(count))
+        for g, pool in enumerate(self.pools):
+            sequence.blocks[g].extend([*[0] * passed[g], *pool.allocate(wanted[g])])
         self._register(sequence, num_tokens // self.block_size)
         return True
+
+    def chunk(self, sequence: Sequence, most: int) -> int:
+        """How many of a sequence's pending tokens to compute next, `most` at most.
+
+        A state can be found again where a step ended at the end of a block: prompts are computed up to such places,
+        and last of all to the latest from which another sequence that begins alike could go on.
+        """
+        end = sequence.num_computed + min(sequence.num_pending, most)
+        if self.recurrent and self.prefix_caching:
+            aligned = min(end, len(sequence.token_ids) - 1) // self.block_size * self.block_size
+            end = aligned if aligned > sequence.num_computed else end
+        return end - sequence.num_computed
 
     def fork(self, parent: Sequence, child: Sequence) -> bool:
         """Share the parent's computed prompt with a child, all but its last token, which the child computes.
 
         A partly filled block is copied. False, with nothing changed, when the parent no longer holds
-        the prompt, has not computed it again yet, or no block is free for the copy.
+        the prompt, has not computed it again yet, or no block is free for the copy; and of a state, which is past
+        that token and cannot go back.
         """
+        if self.recurrent:
+            return False
         num_tokens = child.num_prompt - 1
         full, partial = divmod(num_tokens, self.block_size)
         count = full + (1 if partial else 0)
@@ -107,24 +126,31 @@ class KVCache:
         child.registered = full
         return True
 
-    def drop_passed(self, sequence: Sequence) -> None:
-        """Release the blocks that a sliding window has left behind."""
+    def advance(self, sequence: Sequence, num_tokens: int) -> None:
+        """This many more tokens are computed: what a window has left behind is released, and the state that the step
+        ended in becomes findable, if it did so at the end of a block. Of the answer only the newest state stays so.
+        """
+        before = sequence.num_computed
+        sequence.num_computed += num_tokens
         for group, pool, table in zip(self.groups, self.pools, sequence.blocks, strict=True):
             if group.window is None:
                 continue
-            end = min(first_needed(group, sequence.num_computed, self.block_size), len(table))
-            start = end
-            while start > 0 and table[start - 1]:
-                start -= 1
-            if start < end:
-                pool.release(table[start:end])
-                table[start:end] = array("i", [0] * (end - start))
+            first, end = (first_needed(group, n, self.block_size) for n in (before, sequence.num_computed))
+            if group.recurrent:
+                self._register_state(sequence, pool, table)
+            pool.release(table[first:end])
+            table[first:end] = array("i", [0] * (end - first))
 
     def release(self, sequence: Sequence, *, trusted: bool = True) -> None:
-        """Own nothing any more. Blocks past `num_computed` become unfindable, all of them if not `trusted`."""
-        keep = sequence.num_computed // self.block_size if trusted else 0
+        """Own nothing any more. What was not computed becomes unfindable; all of it, whoever holds it now, if it is
+        not `trusted`.
+        """
+        keep = sequence.num_computed // self.block_size
         for pool, table in zip(self.pools, sequence.blocks, strict=True):
-            pool.forget(table[keep:])
+            if trusted:
+                pool.forget(table[keep:])
+            else:
+                pool.unregister(sequence.hashes)
             pool.release(table)
             del table[:]
         sequence.num_computed = sequence.registered = 0
@@ -182,8 +208,19 @@ class KVCache:
         if not self.prefix_caching or num_full <= sequence.registered:
             return
         self._hash(sequence)
-        for pool, table in zip(self.pools, sequence.blocks, strict=True):
+        for group, pool, table in zip(self.groups, self.pools, sequence.blocks, strict=True):
+            if group.recurrent:  # what a block holds of these depends on where steps end: see `advance`
+                continue
             for i in range(sequence.registered, num_full):
                 if table[i]:
                     pool.register(table[i], sequence.hashes[i])
         sequence.registered = num_full
+
+    def _register_state(self, sequence: Sequence, pool: BlockPool, table: "array[int]") -> None:
+        num_full, rest = divmod(sequence.num_computed, self.block_size)
+        if not self.prefix_caching or rest:
+            return
+        self._hash(sequence)
+        pool.register(table[num_full - 1], sequence.hashes[num_full - 1])
+        if (num_full - 1) * self.block_size > sequence.num_prompt:
+            pool.unregister(sequence.hashes[num_full - 2 : num_full - 1])

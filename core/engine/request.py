@@ -4,6 +4,7 @@ from array import array
 from dataclasses import dataclass, field
 from enum import Enum
 
+from core.pooling_params import PoolingParams
 from core.sampling_params import SamplingParams
 
 
@@ -12,13 +13,19 @@ class Request:
     """A checked prompt. Lower `priority` goes first under the priority policy.
 
     cache_salt  requests with different salts never share cached prefixes
+    pooling     what is wanted of the text; None: answers, under `params`
+    second      of two texts, the index of the second one's first token; None: it is one, or the model need not know
+    skip        leading tokens that are not pooled
     """
 
     request_id: str
     prompt_token_ids: list[int]
-    params: SamplingParams
+    params: SamplingParams = field(default_factory=SamplingParams)
     priority: int = 0
     cache_salt: str = ""
+    pooling: PoolingParams | None = None
+    second: int | None = None
+    skip: int = 0
 
 
 class State(Enum):

@@ -120,13 +120,13 @@ class Scheduler:
             if result.error is not None and sequence.borrowed:
                 self._start_over(sequence)
                 continue
+            if part.samples and part.pooling is not None and result.pooled is None and result.error is None:
+                result.error = "the runner does not pool"
             self._drop_reported(sequence, part, result)
-            sequence.num_computed += part.num_tokens
+            self.cache.advance(sequence, part.num_tokens)
             reason = "error" if result.error is not None else self._append(sequence, result)
             if reason is not None:
                 self.finish(sequence, trusted=result.error is None)
-            else:
-                self.cache.drop_passed(sequence)
             if reason is not None or result.token_ids or result.prompt_logprobs:
                 changes.append((sequence, result, reason))
         return changes
@@ -147,6 +147,8 @@ class Scheduler:
 
     def _append(self, sequence: Sequence, result: SequenceResult) -> str | None:
         """Append sampled tokens up to the one that ends the sequence; returns the finish reason."""
+        if result.pooled is not None:
+            return "stop"
         for i, token in enumerate(result.token_ids):
             sequence.token_ids.append(token)
             reason = None
@@ -171,7 +173,7 @@ class Scheduler:
         for sequence in list(self.running):
             if plan.budget == 0:
                 return
-            num_tokens = min(sequence.num_pending, plan.budget)
+            num_tokens = self.cache.chunk(sequence, plan.budget)
             if sequence.state is State.RUNNING and plan.phase.accepts(num_tokens):
                 while not self.cache.extend(sequence, sequence.num_computed + num_tokens):
                     victim = self.running[-1]
@@ -183,13 +185,14 @@ class Scheduler:
 
     def _admit_waiting(self, plan: Plan) -> None:
         for sequence in list(self.waiting):
-            if plan.budget == 0 or len(self.running) >= self.settings.max_num_seqs:
+            room = sequence.num_pending if self.settings.whole else 1
+            if plan.budget < room or len(self.running) >= self.settings.max_num_seqs:
                 return
             if self._waits_for_parent(sequence):
                 continue
             forked = sequence.parent is not None and self.cache.fork(sequence.parent, sequence)
             found = None if forked else self._look_up_prefix(sequence)
-            num_tokens = min(sequence.num_pending, plan.budget)
+            num_tokens = self.cache.chunk(sequence, plan.budget)
             if plan.phase.accepts(num_tokens):  # else it has one token left, and decodes in the next step
                 if not self.cache.extend(sequence, sequence.num_computed + num_tokens):
                     self.cache.release(sequence)
@@ -269,4 +272,7 @@ class Scheduler:
             params=sequence.request.params,
             stop_ids=sequence.stop_ids,
             seed=sequence.seed,
+            pooling=sequence.request.pooling,
+            second=sequence.request.second,
+            skip=sequence.request.skip,
         )

@@ -200,12 +200,18 @@ def _asked(spec: AttentionSpec) -> Iterator[tuple[str, str]]:
         yield "soft_cap", f"a layer caps its scores at {spec.soft_cap:g}"
     if spec.alibi:
         yield "alibi", "a layer weighs distance by ALiBi"
+    if not spec.causal:
+        yield "bidirectional", "a layer lets tokens see those that follow"
+    if spec.latent is not None:
+        yield "latent", f"a layer takes its values from the first {spec.latent} numbers of its keys"
 
 
 def _describe(spec: AttentionSpec) -> str:
     seen = "full" if spec.sliding_window is None else f"window {spec.sliding_window}"
     cap = "" if spec.soft_cap is None else f", soft cap {spec.soft_cap:g}"
     alibi = ", ALiBi" if spec.alibi else ""
+    alibi += "" if spec.causal else ", both ways"
+    alibi += "" if spec.latent is None else f", values the first {spec.latent} of keys"
     kept = f", kept in {spec.cache_dtype}" if spec.quantized else ""
     heads = f"{spec.num_heads} heads of {spec.head_dim}, {spec.num_kv_heads} for keys and values"
     return f"{heads}, {seen}{cap}{alibi}{kept}"

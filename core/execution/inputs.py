@@ -10,6 +10,7 @@ from torch import Tensor
 
 from core.contracts.attention import AttentionBatch
 from core.contracts.runner import Batch, ScheduledSequence
+from core.contracts.state import StateBatch
 
 Ints = NDArray[np.int64]
 
@@ -20,10 +21,11 @@ class Prepared:
 
     token_ids, positions  [num_tokens], int64, padding included
     groups                per cache group
-    sampled               indices into the batch of the sequences that sample, in order
-    rows                  [num_rows], int64: the last token of each of those, then the prompt positions
-                          whose next token's log-probability was asked for
+    sampled               indices into the batch of the sequences that sample or are pooled, in order
+    rows                  [num_rows], int64: the last token of each of those (or the tokens that are pooled), then the
+                          prompt positions whose next token's log-probability was asked for
     prompt_rows           (index into the batch, how many rows) in the order they follow in `rows`
+    segments              [num_tokens], int64, as in `StepInputs`
     """
 
     token_ids: Tensor
@@ -32,10 +34,16 @@ class Prepared:
     sampled: tuple[int, ...]
     rows: Tensor
     prompt_rows: tuple[tuple[int, int], ...]
+    segments: Tensor | None
 
 
-def prepare(batch: Batch, *, block_size: int, token_multiple: int, device: str) -> Prepared:
-    """Flatten a batch. Padding tokens, id 0 at position 0, follow the real ones and are written to block 0."""
+def prepare(
+    batch: Batch, *, block_size: int, token_multiple: int, device: str, pooled: str | None = None
+) -> Prepared:
+    """Flatten a batch. Padding tokens, id 0 at position 0, follow the real ones and are written to block 0.
+
+    pooled  `Pooling.tokens` of a model that pools
+    """
     parts = batch.sequences
     starts = np.array([p.start for p in parts], dtype=np.int64)
     counts = np.array([p.num_tokens for p in parts], dtype=np.int64)
@@ -45,18 +53,15 @@ def prepare(batch: Batch, *, block_size: int, token_multiple: int, device: str) 
     token_ids, positions = np.zeros(padded, dtype=np.int64), np.zeros(padded, dtype=np.int64)
     _fill_token_ids(token_ids, parts, batch.num_decodes, query_start)
     owner = np.repeat(np.arange(len(parts)), counts)
-    positions[: batch.num_tokens] = np.arange(batch.num_tokens) + (starts - query_start[:-1])[owner]
+    positions[: batch.num_tokens] = real = np.arange(batch.num_tokens) + (starts - query_start[:-1])[owner]
     lengths = starts + counts
     sampled = tuple(i for i, part in enumerate(parts) if part.samples)
-    rows, prompt_rows = _rows(parts, sampled, query_start)
+    rows, prompt_rows = _rows(parts, sampled, query_start, pooled)
 
     def group(g: int) -> AttentionBatch:
         tables = _block_tables(parts, g, lengths, block_size)
-        real = positions[: batch.num_tokens]
-        slots = np.zeros(padded, dtype=np.int64)
-        slots[: batch.num_tokens] = (
-            tables[owner, real // block_size].astype(np.int64) * block_size + real % block_size
-        )
+        slots, blocks = np.zeros(padded, dtype=np.int64), tables[owner, real // block_size].astype(np.int64)
+        slots[: batch.num_tokens] = blocks * block_size + real % block_size
         return AttentionBatch(
             query_lens=tuple(counts.tolist()),
             lengths=tuple(lengths.tolist()),
@@ -74,6 +79,23 @@ def prepare(batch: Batch, *, block_size: int, token_multiple: int, device: str) 
         sampled=sampled,
         rows=_tensor(rows, device),
         prompt_rows=prompt_rows,
+        segments=_segments(parts, query_start, padded, device),
+    )
+
+
+def state_batch(batch: AttentionBatch, block_size: int) -> StateBatch:
+    """What the same step asks of layers that keep a state, in blocks of the same table."""
+    tables, ends = batch.block_tables.long(), batch.seq_lengths.long()
+    starts = ends - batch.query_start.diff()
+
+    def block_of(tokens: Tensor) -> Tensor:
+        return tables.gather(1, (tokens // block_size)[:, None])[:, 0]
+
+    return StateBatch(
+        query_lens=batch.query_lens,
+        query_start=batch.query_start,
+        read_blocks=torch.where(starts > 0, block_of((starts - 1).clamp(min=0)), 0),
+        write_blocks=block_of(ends - 1),
     )
 
 
@@ -108,10 +130,28 @@ def wanted_prompt_positions(part: ScheduledSequence) -> int:
     return max(0, min(part.start + part.num_tokens, part.num_prompt - 1) - part.start)
 
 
+def _segments(
+    parts: Sequence[ScheduledSequence], query_start: Ints, padded: int, device: str
+) -> Tensor | None:
+    if all(part.second is None for part in parts):
+        return None
+    segments = np.zeros(padded, dtype=np.int64)
+    for i, part in enumerate(parts):
+        if part.second is not None:
+            segments[query_start[i] + max(0, part.second - part.start) : query_start[i + 1]] = 1
+    return _tensor(segments, device)
+
+
 def _rows(
-    parts: Sequence[ScheduledSequence], sampled: Sequence[int], query_start: Ints
+    parts: Sequence[ScheduledSequence], sampled: Sequence[int], query_start: Ints, pooled: str | None
 ) -> tuple[Ints, tuple[tuple[int, int], ...]]:
-    rows = [query_start[np.array(sampled, dtype=np.int64) + 1] - 1]
+    chosen = np.array(sampled, dtype=np.int64)
+    first, end = query_start[chosen], query_start[chosen + 1]
+    if pooled == "mean":
+        first = first + np.array([parts[i].skip for i in sampled], dtype=np.int64)
+        rows: list[Ints] = [np.arange(*ends) for ends in zip(first, end, strict=True)] or [first]
+    else:
+        rows = [first if pooled == "first" else end - 1]
     wanted = [(i, wanted_prompt_positions(part)) for i, part in enumerate(parts)]
     prompt_rows = tuple((i, count) for i, count in wanted if count)
     rows += [np.arange(query_start[i], query_start[i] + count) for i, count in prompt_rows]

@@ -13,10 +13,11 @@ from torch import Tensor
 from core.config import format_bytes
 from core.contracts.attention import Attention, AttentionSpec, CacheLayout, LayerCache
 from core.contracts.memory import MemoryStatistics
-from core.contracts.model import Model, Parts, StepInputs
+from core.contracts.model import Model, Parts, StateShape, StepInputs
 from core.contracts.runner import Batch, CacheGroup, Runner, RunnerContext, SequenceResult
 from core.execution import dispatch
-from core.execution.inputs import Prepared, prepare
+from core.execution.inputs import Prepared, prepare, state_batch
+from core.execution.pooler import Pooler
 from core.execution.sampler import NOT_FINITE, Sampler, top_logprobs
 from core.weights.loader import CheckpointWeights
 
@@ -38,10 +39,8 @@ class ModelRunner(Runner):
         self.execution = dispatch.resolve_execution(platform, device, ledger)
         self.execution.set_up()
         self.memory = dispatch.resolve_memory(platform, device, ledger)
-        specs = self._specs()
-        self.kernels = dispatch.resolve_kernels(
-            platform, device, settings.dtype, ledger, tuple(dict.fromkeys(specs)), tried=True
-        )
+        specs = settings.attention_specs(context.description)
+        self.kernels = dispatch.resolve_kernels(platform, device, settings.dtype, ledger, specs, tried=True)
         self.attention = self._resolve_attention(specs)
         self.caches: tuple[LayerCache, ...] = ()
         self._group_of = {layer: g for g, group in enumerate(context.groups) for layer in group.layers}
@@ -49,6 +48,7 @@ class ModelRunner(Runner):
         self._kinds = list(dict.fromkeys(kinds))
         self._kind_of = [self._kinds.index(kind) for kind in kinds]
         self._sampler = Sampler(self.kernels.argmax, self.kernels.sample)
+        self._pooler: Pooler | None = None
         self._forward = self.execution.wrap(self.forward)
 
     def load(self) -> None:
@@ -65,28 +65,35 @@ class ModelRunner(Runner):
             attention=self.attention,
             dtype=context.settings.dtype,
             torch_device=self.device,
+            max_model_len=context.settings.max_model_len,
         )
         with torch.inference_mode():
             self.model: Model = context.architecture.build(context.description, weights, parts)
         weights.finish()
+        if context.description.pooling is not None:
+            folder, head = context.checkpoint.path, self.model.logits
+            self._pooler = Pooler(context.description.pooling, folder, self.device, head)
         context.ledger.record("weights", "core", weights.summary())
 
     def block_bytes(self, group: CacheGroup) -> int:
-        layouts = [self.attention[layer].layout(1) for layer in group.layers]
-        return sum(2 * math.prod(layout.shape) * self._itemsize(layout) for layout in layouts)
+        return sum(self.storage_bytes(group))
+
+    def storage_bytes(self, group: CacheGroup) -> Sequence[int]:
+        layouts = [self._layout(layer, 1) for layer in group.layers]
+        held = [tensor for layout in layouts for tensor in layout.tensors(self.context.settings.dtype)]
+        return [math.prod(shape) * getattr(torch, dtype).itemsize for shape, dtype in held]
 
     def memory_statistics(self) -> MemoryStatistics:
         return self.memory.statistics()
 
     def allocate_cache(self, num_blocks: Sequence[int]) -> None:
         caches: list[LayerCache] = []
-        for layer, attention in enumerate(self.attention):
-            layout = attention.layout(num_blocks[self._group_of[layer]])
-            dtype = layout.dtype or self.context.settings.dtype
-            keys, values = (self.memory.allocate(layout.shape, dtype) for _ in range(2))
+        for layer in range(len(self.attention)):
+            layout = self._layout(layer, num_blocks[self._group_of[layer]])
+            keys, values = (self._allocate(*held) for held in layout.tensors(self.context.settings.dtype))
             caches.append(LayerCache(keys, values, layout.block_axis))
         self.caches = tuple(caches)
-        total = sum(2 * cache.keys.nbytes for cache in caches)
+        total = sum(cache.keys.nbytes + cache.values.nbytes for cache in caches)
         held = f"{format_bytes(total)}, keys and values in {self.context.settings.kv_cache_dtype}"
         self.context.ledger.record("kv_cache", "core", held)
 
@@ -107,15 +114,29 @@ class ModelRunner(Runner):
         """Stage one: a batch's counts into tensors."""
         multiple = self.context.capabilities.scheduling.token_multiple
         block_size = self.context.settings.block_size
-        return prepare(batch, block_size=block_size, token_multiple=multiple, device=self.device)
+        pooling = self.context.description.pooling
+        return prepare(
+            batch,
+            block_size=block_size,
+            token_multiple=multiple,
+            device=self.device,
+            pooled=None if pooling is None else pooling.tokens,
+        )
 
     def step_inputs(self, prepared: Prepared) -> StepInputs:
         """What the model reads. Layers of equal spec in one cache group share a plan."""
-        plans = [attention.plan(prepared.groups[group]) for attention, group in self._kinds]
+        size = self.context.settings.block_size
+        plans = [
+            state_batch(prepared.groups[group], size)
+            if attention is None
+            else attention.plan(prepared.groups[group])
+            for attention, group in self._kinds
+        ]
         return StepInputs(
             token_ids=prepared.token_ids,
             positions=prepared.positions,
             rows=prepared.rows,
+            segments=prepared.segments,
             caches=self.caches,
             plans=tuple([plans[kind] for kind in self._kind_of]),
         )
@@ -125,9 +146,13 @@ class ModelRunner(Runner):
         return self.model.forward(inputs)
 
     def sample(self, batch: Batch, prepared: Prepared, hidden: Tensor) -> list[SequenceResult]:
-        """Stage three: hidden states into tokens and log-probabilities."""
+        """Stage three: hidden states into tokens and log-probabilities, or into what texts are pooled to."""
         results = [SequenceResult() for _ in batch.sequences]
         count = len(prepared.sampled)
+        if self._pooler is not None:
+            rows = [batch.sequences[i] for i in prepared.sampled]
+            self._pooler(hidden, rows, [results[i] for i in prepared.sampled])
+            return results
         if count:
             logits = self.model.logits(hidden[:count])
             self.context.clock.mark("logits")
@@ -140,6 +165,7 @@ class ModelRunner(Runner):
 
     def close(self) -> None:
         self.caches = ()
+        self._pooler = None
         for held in ("model", "_forward"):  # the weights go now, not when cycles are collected
             vars(self).pop(held, None)
 
@@ -156,20 +182,34 @@ class ModelRunner(Runner):
             logits = self.model.logits(hidden[rows])
             result.prompt_logprobs += top_logprobs(logits, chosen[rows], part.params.prompt_logprobs)
 
-    def _specs(self) -> list[AttentionSpec]:
-        """What each layer asks of attention."""
-        return [self.context.settings.attention_spec(shape) for shape in self.context.description.layers]
+    def _layout(self, layer: int, num_blocks: int) -> CacheLayout:
+        """How a layer's cache is stored."""
+        attention, shape = self.attention[layer], self.context.description.layers[layer]
+        if attention is not None:
+            return attention.layout(num_blocks)
+        assert isinstance(shape, StateShape)
+        return CacheLayout(
+            (num_blocks, *shape.convolution), 0, value_shape=(num_blocks, *shape.state), value_dtype="float32"
+        )
 
-    def _itemsize(self, layout: CacheLayout) -> int:
-        return getattr(torch, layout.dtype or self.context.settings.dtype).itemsize
+    def _allocate(self, shape: tuple[int, ...], dtype: str) -> Tensor:
+        if math.prod(shape):
+            return self.memory.allocate(shape, dtype)
+        return torch.empty(
+            shape, dtype=getattr(torch, dtype), device=self.device
+        )  # values that are not stored
 
-    def _resolve_attention(self, specs: Sequence[AttentionSpec]) -> tuple[Attention, ...]:
+    def _resolve_attention(self, specs: Sequence[AttentionSpec]) -> tuple[Attention | None, ...]:
+        """One per layer."""
         context = self.context
         resolved = {
             spec: dispatch.resolve_attention(context.platform, context.device, spec, context.ledger)
-            for spec in dict.fromkeys(specs)
+            for spec in specs
         }
-        return tuple(resolved[spec] for spec in specs)
+        return tuple(
+            None if isinstance(shape, StateShape) else resolved[context.settings.attention_spec(shape)]
+            for shape in context.description.layers
+        )
 
     def _move_blocks(self, batch: Batch) -> None:
         for g, group in enumerate(self.context.groups):

@@ -150,6 +150,10 @@ def unsupported(spec: AttentionSpec) -> str | None:
         return f"soft_cap is {spec.soft_cap:g}; the scores of its kernels have no cap"
     if spec.alibi:
         return "alibi is asked for; the scores of its kernels do not fall with distance"
+    if not spec.causal:
+        return "its kernels let tokens see none that follow"
+    if spec.latent is not None:
+        return "its kernels take no values out of keys"
     if spec.head_dim % _LANES or spec.head_dim > MAX_HEAD_DIM:
         return f"head_dim is {spec.head_dim}; multiples of {_LANES} up to {MAX_HEAD_DIM} are accepted"
     if spec.block_size % _LANES:

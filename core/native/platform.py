@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from core.contracts.platform import Capabilities, Defaults, Device, Platform, Probe
+from core.contracts.platform import FEATURES, Capabilities, Defaults, Device, Platform, Probe
 from core.contracts.quantization import FORMATS
 from core.errors import ConfigError, UnsupportedShape
 from core.native.cores import available_cores
@@ -48,7 +48,7 @@ class NativePlatform(Platform):
             dtypes=("bfloat16", "float32"),
             block_sizes=(16, 8, 32, 64, 128),
             # What the kernels do not do of these, torch operations or the reference do.
-            features=frozenset({"sliding_window", "soft_cap", "alibi"}),
+            features=frozenset(FEATURES),
             weight_formats=frozenset(FORMATS) if obtainable(self._build()) else frozenset(),
             kv_cache_dtypes=frozenset({"int8"}),
         )

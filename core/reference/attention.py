@@ -82,9 +82,11 @@ class ReferenceAttention(Attention):
 
     def layout(self, num_blocks: int) -> CacheLayout:
         shape = (num_blocks, self.spec.block_size, self.spec.num_kv_heads)
+        stored, dtype = self.spec.head_dim, None
         if self.spec.quantized:
-            return CacheLayout((*shape, self.spec.head_dim + _SCALE_BYTES), 0, "uint8")
-        return CacheLayout((*shape, self.spec.head_dim), 0)
+            stored, dtype = stored + _SCALE_BYTES, "uint8"
+        values = None if self.spec.latent is None else (*shape, 0)
+        return CacheLayout((*shape, stored), 0, dtype, values)
 
     def plan(self, batch: AttentionBatch) -> _Plan:
         slopes = None
@@ -94,16 +96,19 @@ class ReferenceAttention(Attention):
         return _Plan(batch.slot_mapping, tuple(self._parts(batch)), slopes)
 
     def write(self, key: Tensor, value: Tensor, cache: LayerCache, plan: _Plan) -> None:
-        for storage, new in ((cache.keys, key), (cache.values, value)):
+        kept = ((cache.keys, key), (cache.values, value))
+        for storage, new in kept if self.spec.latent is None else kept[:1]:
             stored = quantize_rows(new) if self.spec.quantized else new
             self._tokens(storage).index_copy_(0, plan.slot_mapping, stored)
 
     def attend(self, query: Tensor, cache: LayerCache, plan: _Plan) -> Tensor:
-        output = torch.zeros(query.shape, dtype=query.dtype, device=query.device)
-        keys, values = self._tokens(cache.keys), self._tokens(cache.values)
+        shape, latent = (*query.shape[:2], self.spec.value_dim), self.spec.latent
+        output = torch.zeros(shape, dtype=query.dtype, device=query.device)
         for part in plan.parts:
-            seen = [self._gather(storage, part.slots.flatten()) for storage in (keys, values)]
-            output[part.rows] = self._attend(query[part.rows], seen[0], seen[1], part, plan.slopes)
+            slots = part.slots.flatten()
+            keys = self._gather(self._tokens(cache.keys), slots)
+            values = keys[..., :latent] if latent else self._gather(self._tokens(cache.values), slots)
+            output[part.rows] = self._attend(query[part.rows], keys, values, part, plan.slopes)
         return output
 
     def _tokens(self, storage: Tensor) -> Tensor:
@@ -118,21 +123,22 @@ class ReferenceAttention(Attention):
     def _attend(
         self, query: Tensor, keys: Tensor, values: Tensor, part: _Part, slopes: Tensor | None
     ) -> Tensor:
-        """query [B * Q, Hq, D], keys and values [B * L, Hkv, D] float32; like query."""
+        """query [B * Q, Hq, D], keys [B * L, Hkv, D] and values [B * L, Hkv, Dv] float32 -> [B * Q, Hq, Dv]."""
         spec, (batch, _, count, width) = self.spec, part.hidden.shape
         group = spec.num_heads // spec.num_kv_heads
         wide = (query.float() * spec.scale).view(batch, count, spec.num_kv_heads, group, spec.head_dim)
-        output = torch.empty(wide.shape, dtype=wide.dtype, device=wide.device)
+        shape = (*wide.shape[:-1], spec.value_dim)
+        output = torch.empty(shape, dtype=wide.dtype, device=wide.device)
         for head in range(spec.num_kv_heads):  # one head is a strided matrix that a product takes uncopied
             rows = wide[:, :, head].transpose(1, 2).reshape(batch, group * count, spec.head_dim)
-            key, value = (tensor[:, head].view(batch, width, spec.head_dim) for tensor in (keys, values))
+            key, value = (tensor[:, head].view(batch, width, -1) for tensor in (keys, values))
             scores = torch.bmm(rows, key.transpose(1, 2)).view(batch, group, count, width)
             bias = None if slopes is None or part.distance is None else slopes[head] * part.distance
             scores = bend_scores(scores, spec.soft_cap, bias)
             weights = torch.softmax(scores.masked_fill_(part.hidden, -torch.inf), dim=-1)
             attended = torch.bmm(weights.view(batch, group * count, width), value)
-            output[:, :, head] = attended.view(batch, group, count, spec.head_dim).transpose(1, 2)
-        return output.view(query.shape).to(query.dtype)
+            output[:, :, head] = attended.view(batch, group, count, spec.value_dim).transpose(1, 2)
+        return output.view(*query.shape[:2], spec.value_dim).to(query.dtype)
 
     def _parts(self, batch: AttentionBatch) -> Iterator[_Part]:
         starts = [0, *accumulate(batch.query_lens)]
@@ -161,19 +167,32 @@ class ReferenceAttention(Attention):
         if first < batch.num_decodes:
             yield first, batch.num_decodes
 
+    def _reach(self, length: int) -> tuple[int, int]:
+        """How many tokens before itself, and after itself, a token of a sequence of this length sees."""
+        window = self.spec.sliding_window
+        if self.spec.causal:
+            return (length if window is None else window - 1), 0
+        return (length, length) if window is None else (window // 2, window // 2)
+
     def _part(self, batch: AttentionBatch, sequences: slice, offset: int, count: int, row: int) -> _Part:
         """`count` new tokens of each of these sequences, from its new token `offset` on."""
-        device, size, window = batch.block_tables.device, self.spec.block_size, self.spec.sliding_window
+        device, size = batch.block_tables.device, self.spec.block_size
         context = [
             n - q + offset for n, q in zip(batch.lengths[sequences], batch.query_lens[sequences], strict=True)
         ]
-        oldest = [0 if window is None else max(0, before - window + 1) for before in context]
-        width = max(before + count - start for before, start in zip(context, oldest, strict=True))
+        before, after = self._reach(max(batch.lengths[sequences]))
+        ends = [
+            min(length, past + count + after)
+            for past, length in zip(context, batch.lengths[sequences], strict=True)
+        ]
+        oldest = [max(0, past - before) for past in context]
+        width = max(end - start for end, start in zip(ends, oldest, strict=True))
         newest = torch.tensor(context, device=device)[:, None] + torch.arange(count, device=device)  # [B, Q]
         seen = torch.tensor(oldest, device=device)[:, None] + torch.arange(width, device=device)  # [B, L]
+        last = torch.tensor(ends, device=device)[:, None] - 1  # [B, 1]
         ahead = seen[:, None] - newest[:, :, None]  # [B, Q, L]
-        hidden = ahead > 0 if window is None else (ahead > 0) | (ahead <= -window)
-        seen = torch.minimum(seen, newest[:, -1:])
+        hidden = (ahead > after) | (ahead < -before) | (seen > last)[:, None]
+        seen = torch.minimum(seen, last)
         slots = batch.block_tables[sequences].gather(1, seen // size).long() * size + seen % size
         rows = slice(row, row + count * len(context))
         return _Part(rows, slots, hidden[:, None], ahead[:, None].float() if self.spec.alibi else None)

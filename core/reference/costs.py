@@ -6,11 +6,20 @@ only its own parts see.
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from core.contracts.kernels import CachedSequences
 from core.contracts.quantization import QuantizedWeight, Weight
+from core.contracts.state import StateBatch
 
 NORM_FLOPS = 4
 """Per element: squared, added to the sum, scaled, multiplied by the weight."""
+
+LAYER_NORM_FLOPS = 7
+"""Per element: added to the sum, less the mean, squared, added to the sum, scaled, weighted, shifted."""
+
+ACTIVATION_FLOPS = 4
+"""Per element, at least, of what is no mere comparison: an exponential, an addition, a division, a product."""
 
 ROTARY_FLOPS = 3
 """Per element that is rotated: two products and their sum."""
@@ -23,6 +32,12 @@ def stored_bytes(*parts: Weight | None) -> int:
     """Bytes of tensors; of quantised weights, those that they are stored in. None has none."""
     held = (part.data if isinstance(part, QuantizedWeight) else part for part in parts)
     return sum(tensor.nbytes for tensor in held if tensor is not None)
+
+
+def state_bytes(states: Tensor, batch: StateBatch) -> int:
+    """What the sequences of a step read and write of their states, [num_blocks, ...]."""
+    size = states[0].numel() * states.element_size()
+    return size * (int(batch.read_blocks.count_nonzero()) + len(batch.query_lens))
 
 
 def product_flops(rows: int, weight: Weight) -> int:

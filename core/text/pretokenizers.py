@@ -87,6 +87,7 @@ FAMILIES: dict[str, Family] = {
     **dict.fromkeys(("deepseek-r1-qwen", "stablelm2", "hunyuan", "solar-open"), _SINGLE),
     **dict.fromkeys(("gpt-4o", "llama4"), _GPT4O),
     "tekken": _TEKKEN,
+    "bloom": Family(patterns=(r" ?[^(\s|.,!?…。，、।۔،)]+",)),
     **dict.fromkeys(("deepseek-v3", "hunyuan-dense"), Family(patterns=_DEEPSEEK_V3)),
     "deepseek-coder": Family(patterns=_DEEPSEEK_CODER),
     "falcon": Family(patterns=("[0-9][0-9][0-9]",), gpt2=True, falcon=True),

@@ -25,6 +25,7 @@ class SpellingRule:
     space          what stands for a space, "▁" in SentencePiece
     byte_fallback  "<0x0A>" stands for that byte
     prefix         put before every token: " " for vocabularies of whole words
+    continuation   what a token begins with that goes on with a word, "##" in WordPiece: it gets no prefix
     strip          a text loses one leading space, because encoding put it there
     """
 
@@ -32,6 +33,7 @@ class SpellingRule:
     space: str | None = None
     byte_fallback: bool = False
     prefix: str = ""
+    continuation: str | None = None
     strip: bool = False
 
 
@@ -60,6 +62,8 @@ class Spelling:
             return token.encode() if None in known else bytes(cast("list[int]", known))
         if rule.byte_fallback and (byte := _BYTE_TOKEN.fullmatch(token)):
             return bytes([int(byte[1], 16)])
+        if rule.continuation is not None and token.startswith(rule.continuation):
+            return token.removeprefix(rule.continuation).encode()
         return (rule.prefix + (token if rule.space is None else token.replace(rule.space, " "))).encode()
 
 
@@ -84,9 +88,11 @@ def _rule(backend: "Backend") -> SpellingRule:
         return SpellingRule(byte_level=True)
     if kinds and kinds <= {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}:
         return _sentencepiece(steps, "ByteFallback" in kinds)
+    if kinds == {"WordPiece"}:  # spaces before punctuation stay, which the decoder would take away
+        return SpellingRule(prefix=" ", continuation=steps[0]["prefix"], strip=True)
     raise ModelError(
-        f"the tokenizer decodes with {', '.join(sorted(kinds))}, which is not supported here (ByteLevel and "
-        "SentencePiece are); skip_tokenizer_init works on token ids alone"
+        f"the tokenizer decodes with {', '.join(sorted(kinds))}, which is not supported here (ByteLevel, "
+        "SentencePiece and WordPiece are); skip_tokenizer_init works on token ids alone"
     )
 
 

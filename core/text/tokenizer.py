@@ -6,12 +6,13 @@ that a server starts its engine first. Decoding is ours (see spelling.py), so th
 streamed and text that is decoded whole are the same.
 """
 
+import json
 import os
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, cast, overload
 
 from core.errors import ModelError, ModelNotFound, RequestError
 from core.text.detokenizer import Detokenizer
@@ -19,6 +20,7 @@ from core.text.spelling import Spelling
 from core.weights.checkpoint import find_gguf
 
 if TYPE_CHECKING:
+    from tokenizers import Encoding
     from tokenizers import Tokenizer as Backend
 
     from core.text.chat import ChatTemplate
@@ -39,10 +41,11 @@ _WITHOUT_JSON = (
 class Tokenizer:
     """Text to token ids and back. Thread-safe.
 
-    special_tokens  name as in SPECIAL_TOKENS -> the token's text
-    special_ids     ids of all tokens that are markup, not text
-    chat_template   Jinja source, or None
-    vocab_size      number of tokens, added ones included
+    special_tokens    name as in SPECIAL_TOKENS -> the token's text
+    special_ids       ids of all tokens that are markup, not text
+    chat_template     Jinja source, or None
+    vocab_size        number of tokens, added ones included
+    plain_vocab_size  without those
     """
 
     def __init__(
@@ -55,10 +58,12 @@ class Tokenizer:
         self._backend = backend
         self._plain: Backend | None = None
         self._lock = Lock()
+        self._repeated = lru_cache(maxsize=2)(self._beginning)
         self.spelling = Spelling(backend)
         self.special_tokens = dict(special_tokens)
         self.chat_template = chat_template
         self.vocab_size = backend.get_vocab_size(with_added_tokens=True)
+        self.plain_vocab_size = backend.get_vocab_size(with_added_tokens=False)
         added = backend.get_added_tokens_decoder()
         self.special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         self.special_texts = frozenset(token.content for token in added.values() if token.special)
@@ -78,6 +83,28 @@ class Tokenizer:
         backend = self._backend if parse_special else self._plain_backend()
         # As a batch of one: only batches let other threads run meanwhile, and a long text takes seconds.
         return backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+
+    def encode_cut(self, first: str, second: str | None, most: int | None) -> tuple[list[int], int | None]:
+        """Token ids of a text, or of two that are joined as the model was trained to, cut off at `most`.
+
+        What begins and ends a text stays; of two, the longer one is cut first.
+
+        Returns the index of the second's first token, too; None where the model is not to tell them apart.
+        Raises RequestError naming prompt, second, or truncate_prompt_tokens where nothing of a text would be left.
+        """
+        check_text(first, "prompt")
+        if second is not None:
+            check_text(second, "second")
+        room = self._room(most, second is not None)
+        # A first text usually comes again and again, with each of many second ones.
+        begun = [self._beginning(first, room) if second is None else self._repeated(first, room)]
+        begun += [] if second is None else [self._beginning(second, room)]
+        encodings = [encoding for encoding, _ in begun]
+        if room is not None:
+            lengths = _shared(room, [length for _, length in begun])
+            encodings = [_leading(e, length) for e, length in zip(encodings, lengths, strict=True)]
+        joined = self._backend.post_process(encodings[0], encodings[1] if second is not None else None)
+        return joined.ids, joined.type_ids.index(1) if 1 in joined.type_ids else None
 
     def encode_batch(
         self, texts: Sequence[str], *, add_special_tokens: bool = True, parse_special: bool = True
@@ -140,9 +167,14 @@ class Tokenizer:
         """`id_to_token`, of one id or of each."""
         return self.id_to_token(ids) if isinstance(ids, int) else [self.id_to_token(token) for token in ids]
 
+    @property
+    def loses_nothing(self) -> bool:
+        """Whether tokens spell a text's every character. Else one token may stand for any number of them."""
+        return self.spelling.rule.byte_level or self.spelling.rule.byte_fallback
+
     @cached_property
     def longest_token(self) -> int:
-        """Characters of the vocabulary's longest token: n tokens spell at most n times as many."""
+        """Characters of the vocabulary's longest token: where nothing is lost, n tokens are n times as many at most."""
         return max(map(len, self._backend.get_vocab(with_added_tokens=True)), default=1)
 
     @cached_property
@@ -177,6 +209,21 @@ class Tokenizer:
     def __len__(self) -> int:
         return self.vocab_size
 
+    def _room(self, most: int | None, pair: bool) -> int | None:
+        """Tokens that are left for the texts themselves."""
+        special = self._backend.num_special_tokens_to_add(pair)
+        if most is not None and most <= special:
+            raise RequestError(
+                f"cut at {most} tokens, nothing of the text would be left: the model's own take {special}",
+                parameter="truncate_prompt_tokens",
+            )
+        return None if most is None else most - special
+
+    def _beginning(self, text: str, most: int | None) -> "tuple[Encoding, int]":
+        """A text's tokens, at most so many, and how many it has."""
+        (encoding,) = self._backend.encode_batch([text], add_special_tokens=False)
+        return (encoding if most is None else _leading(encoding, most)), len(encoding)
+
     def _special_id(self, name: str) -> int | None:
         token = self.special_tokens.get(name)
         return None if token is None else self._backend.token_to_id(token)
@@ -190,6 +237,32 @@ class Tokenizer:
                 self._plain = Backend.from_str(self._backend.to_str())
                 self._plain.encode_special_tokens = True
             return self._plain
+
+
+def _leading(encoding: "Encoding", length: int) -> "Encoding":
+    """The first tokens. `Encoding.truncate` would keep the others beside them, and whatever follows copy those, too."""
+    from tokenizers import Encoding
+
+    if len(encoding) <= length:
+        return encoding
+    given: Any = encoding
+    kept: Any = Encoding()
+    state: dict[str, Any] = json.loads(given.__getstate__())
+    lists = {
+        name: cast("list[Any]", value)[:length] for name, value in state.items() if isinstance(value, list)
+    }
+    kept.__setstate__(json.dumps(state | lists).encode())
+    return kept
+
+
+def _shared(room: int, lengths: Sequence[int]) -> list[int]:
+    """How much of each of one or two lengths fits, when the longer one is cut first."""
+    if sum(lengths) <= room:
+        return list(lengths)
+    if len(lengths) == 1:
+        return [room]
+    shorter = min(*lengths, room // 2)
+    return [shorter, room - shorter] if lengths[0] <= lengths[1] else [room - shorter, shorter]
 
 
 def check_text(text: str, parameter: str) -> None:

@@ -5,6 +5,7 @@
     checkpoint.py   a folder or .gguf file -> a Checkpoint
     safetensors.py  checkpoints of safetensors files, whole or sharded
     packed.py       checkpoints of safetensors that a quantization plugin unpacks
+    dummy.py        a config.json with random weights
     gguf.py         checkpoints of one GGUF file, under the names a safetensors folder would have
     gguf_file.py    the GGUF container: header, metadata, tensor table
     mapped.py       a file as tensors, without copying it

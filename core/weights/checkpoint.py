@@ -15,13 +15,23 @@ from typing import TYPE_CHECKING, Any, cast
 from core.contracts.model import Architecture
 from core.contracts.packing import Quantization
 from core.contracts.quantization import QuantizedWeight, WeightFormat
-from core.errors import BadCheckpoint, ModelError, ModelNotFound, UnsafeCheckpoint
+from core.errors import BadCheckpoint, ConfigError, ModelError, ModelNotFound, UnsafeCheckpoint
 
 if TYPE_CHECKING:
     import torch
 
+_ADAPTER = "adapter_config.json"
 _PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
-_UNUSED_SUFFIXES = (".rotary_emb.inv_freq", ".rotary_emb.cos_cached", ".rotary_emb.sin_cached")
+_UNUSED_SUFFIXES = (
+    ".attn.bias",  # masks that older releases of transformers saved
+    ".attn.masked_bias",
+    ".attention.bias",
+    ".attention.masked_bias",
+    ".rotary_emb.inv_freq",
+    ".rotary_emb.cos_cached",
+    ".rotary_emb.sin_cached",
+    "embeddings.position_ids",
+)
 
 
 class Checkpoint(ABC):
@@ -44,6 +54,14 @@ class Checkpoint(ABC):
     @abstractmethod
     def shape(self, name: str) -> tuple[int, ...]:
         """A weight's shape, known without reading it."""
+
+    def has(self, name: str) -> bool:
+        """Whether this weight is there."""
+        return name in self.names()
+
+    def find(self, name: str, expected: tuple[int, ...]) -> tuple[int, ...] | None:
+        """A weight's shape, whatever the model expects it to be; None when it is not there."""
+        return self.shape(name) if self.has(name) else None
 
     @abstractmethod
     def read(self, name: str, dtype: "torch.dtype | None" = None) -> "torch.Tensor":
@@ -87,10 +105,12 @@ def open_checkpoint(
     path: Path,
     architectures: Mapping[str, Architecture],
     quantizations: Mapping[str, Quantization] = MappingProxyType({}),
+    load_format: str = "auto",
 ) -> Checkpoint:
     """Open a folder (config.json and *.safetensors, or one .gguf) or a .gguf file.
 
     architectures, quantizations  what plugins brought, by name
+    load_format                   as `EngineConfig` has it
 
     Raises ModelNotFound when nothing is there, UnsafeCheckpoint for formats that can run code when they are
     read, UnsupportedArchitecture for a GGUF file that no plugin knows, ModelError for a way of quantising that none
@@ -98,13 +118,30 @@ def open_checkpoint(
     """
     if not path.exists():
         raise ModelNotFound(f"{path} does not exist; expected a folder with config.json, or a .gguf file")
+    if load_format == "dummy":
+        from core.weights.dummy import DummyCheckpoint
+
+        return DummyCheckpoint(path)
     gguf = find_gguf(path)
+    if load_format not in ("auto", "safetensors" if gguf is None else "gguf"):
+        raise ConfigError(
+            f"load_format is {load_format} and {path} holds {'safetensors' if gguf is None else 'GGUF'}",
+            setting="load_format",
+        )
     if gguf is not None:
         from core.weights.gguf import GgufCheckpoint
 
         return GgufCheckpoint(gguf, architectures)
+    return _open_safetensors(path, quantizations)
+
+
+def _open_safetensors(path: Path, quantizations: Mapping[str, Quantization]) -> Checkpoint:
     if path.is_file():
         raise _refuse_file(path)
+    if (path / _ADAPTER).is_file() and all(
+        file.stem == "adapter_model" for file in path.glob("*.safetensors")
+    ):
+        raise _refuse_adapter(path)
     if not any(path.glob("*.safetensors")):
         raise _refuse_folder(path)
     if not (path / "config.json").is_file():
@@ -138,13 +175,22 @@ def find_gguf(path: Path) -> Path | None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises BadCheckpoint naming the file and what is wrong with it."""
+    return _read_json(path, dict, "an object")
+
+
+def read_json_list(path: Path) -> list[Any]:
+    """A JSON array. Raises BadCheckpoint naming the file and what is wrong with it."""
+    return _read_json(path, list, "an array")
+
+
+def _read_json(path: Path, kind: type, expected: str) -> Any:
     try:
         value = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise BadCheckpoint(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise BadCheckpoint(f"{path} holds a JSON {type(value).__name__}; an object is expected")
-    return value  # pyright: ignore[reportUnknownVariableType]
+    if not isinstance(value, kind):
+        raise BadCheckpoint(f"{path} holds a JSON {type(value).__name__}; {expected} is expected")
+    return value
 
 
 def _find_quantization(path: Path, given: Any, quantizations: Mapping[str, Quantization]) -> Quantization:
@@ -182,6 +228,13 @@ def _refuse_folder(path: Path) -> ModelError:
     listing = ", ".join(files[:10]) or "nothing"
     return ModelNotFound(
         f"{path} holds no model: looked for config.json with *.safetensors, or one *.gguf; found {listing}"
+    )
+
+
+def _refuse_adapter(path: Path) -> ModelError:
+    base = read_json(path / _ADAPTER).get("base_model_name_or_path")
+    return ModelError(
+        f"{path} is an adapter, which changes a model and is none; give the model that it was made for ({base})"
     )
 
 

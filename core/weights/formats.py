@@ -28,15 +28,24 @@ class WeightFormats:
     quantization: str = "none"
     accepted: frozenset[str] = frozenset()
 
-    def of(self, names: Sequence[str]) -> WeightFormat | None:
-        """The format of these weights [out, in], stacked along their outputs; None: a tensor in the dtype."""
+    def of(self, names: Sequence[str], *, transposed: bool = False) -> WeightFormat | None:
+        """The format of these weights [out, in], stacked along their outputs; None: a tensor in the dtype.
+
+        transposed  the checkpoint holds them as [in, out]
+        """
         if self.quantization == "none":
             return None
         if self.quantization == "stored":
             found = {self.checkpoint.format(name) for name in names}
             common = found.pop() if len(found) == 1 else None
-            return common if common is not None and common.name in self.accepted else None
-        outputs, inputs = self.checkpoint.shape(names[0])
+            return common if common is not None and common.name in self.accepted and not transposed else None
+        *_, first, second = self.checkpoint.shape(names[0])
+        return self.made(second, first) if transposed else self.made(first, second)
+
+    def made(self, outputs: int, inputs: int) -> WeightFormat | None:
+        """The format that the core makes of a tensor of this shape; None: it stays one."""
+        if self.quantization in ("none", "stored"):
+            return None
         return next((made for made in self._preferred(outputs) if made.fits(inputs)), None)
 
     def weight_bytes(self) -> int:
@@ -60,10 +69,10 @@ class WeightFormats:
     def _bytes(self, name: str) -> int:
         shape = self.checkpoint.shape(name)
         as_tensor = _DTYPE_BYTES[self.dtype] * math.prod(shape)
-        format = self.of([name]) if len(shape) == 2 else None
+        format = self.of([name]) if len(shape) in (2, 3) else None  # three: experts behind one another
         if format is None:
             return as_tensor
-        quantized = shape[0] * format.bytes_per_row(shape[1])
+        quantized = math.prod(shape[:-1]) * format.bytes_per_row(shape[-1])
         config = self.checkpoint.config
         if name == "lm_head.weight" or shape[0] != config.get("vocab_size"):
             return quantized

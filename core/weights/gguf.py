@@ -6,6 +6,7 @@ when a weight is read, or handed out as they are.
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +14,13 @@ from core.contracts.model import Architecture, GgufMapping
 from core.contracts.quantization import QuantizedWeight, WeightFormat
 from core.errors import BadCheckpoint, UnsupportedArchitecture
 from core.weights.checkpoint import Checkpoint
-from core.weights.gguf_file import DECLARED, F16, F32, GgufTensor, read_gguf
+from core.weights.gguf_file import DECLARED, F16, F32, GgufFile, GgufTensor, read_gguf
 from core.weights.mapped import MappedFile
 
 if TYPE_CHECKING:
     import torch
 
+_HEAD = "output.weight"
 _VOCABULARY = ("tokens", "merges", "scores", "token_type")
 _LAYER = re.compile(r"(?<=\.)\d+(?=\.)")
 
@@ -35,10 +37,10 @@ class GgufCheckpoint(Checkpoint):
                 "llama-gguf-split --merge FIRST_PART MERGED.gguf"
             )
         architecture, self._mapping = _find_architecture(path, file.metadata, architectures)
-        self._tensors = _renamed(file.tensors, self._mapping)
-        self.config = self._config(file.metadata, architecture)
-        self.generation_config = _generation_config(file.metadata)
         self._mapped = MappedFile(path)
+        self._tensors = _renamed(file.tensors, self._mapping)
+        self.config = self._config(file, architecture)
+        self.generation_config = _generation_config(file.metadata)
 
     def names(self) -> frozenset[str]:
         return frozenset(self._tensors)
@@ -86,20 +88,35 @@ class GgufCheckpoint(Checkpoint):
         pairs = tensor.reshape(heads, tensor.shape[0] // heads // 2, 2, -1)
         return pairs.transpose(1, 2).reshape(tensor.shape)
 
-    def _config(self, metadata: Mapping[str, Any], architecture: Architecture) -> dict[str, Any]:
+    def _config(self, file: GgufFile, architecture: Architecture) -> dict[str, Any]:
         """The mapping's config, completed by what only the tensors tell."""
+        metadata = file.metadata
         told = {key: value for key, value in metadata.items() if not _is_vocabulary(key)}
+        told["tensors"] = {name: tensor.shape for name, tensor in file.tensors.items()}
+        told |= self._values()
         try:
             config = dict(self._mapping.config(told))
         except (KeyError, TypeError) as error:
             raise BadCheckpoint(f"{self.path}: its {self._mapping.name} metadata lacks {error}") from error
+        except BadCheckpoint as error:
+            raise BadCheckpoint(f"{self.path}: {error}") from error
         config.setdefault("architectures", [architecture.name])
         config["dtype"] = _dtype(self._tensors.values())
         if "vocab_size" not in config and "tokenizer.ggml.tokens" in metadata:
             config["vocab_size"] = len(metadata["tokenizer.ggml.tokens"])
         if config.get("tie_word_embeddings") is None:
-            config["tie_word_embeddings"] = "lm_head.weight" not in self._tensors
+            config["tie_word_embeddings"] = _HEAD not in file.tensors
         return config
+
+    def _values(self) -> dict[str, Any]:
+        """What the tensors hold that are a part of the config; they are no weights any more."""
+        numbers: dict[str, Any] = {}
+        for name in self._mapping.values:
+            if name in self._tensors:
+                held: Any = self.read(name)
+                numbers[name] = held.tolist()
+                del self._tensors[name]
+        return numbers
 
 
 def _find_architecture(
@@ -124,8 +141,22 @@ def _renamed(tensors: Mapping[str, GgufTensor], mapping: GgufMapping) -> dict[st
     for name, tensor in tensors.items():
         layer = _LAYER.search(name)
         template = name if layer is None else name[: layer.start()] + "{i}" + name[layer.end() :]
-        renamed[ours.get(template, name).replace("{i}", layer[0] if layer else "")] = tensor
+        renamed |= _experts(ours.get(template, name).replace("{i}", layer[0] if layer else ""), tensor)
     return renamed
+
+
+def _experts(name: str, tensor: GgufTensor) -> dict[str, GgufTensor]:
+    """A tensor by its name; one of several experts' weights as each of them by its own."""
+    if "{e}" not in name or len(tensor.shape) != 3:
+        return {name: tensor}
+    count, *shape = tensor.shape
+    size = tensor.num_bytes // count
+    return {
+        name.replace("{e}", str(e)): replace(
+            tensor, shape=tuple(shape), offset=tensor.offset + e * size, num_bytes=size
+        )
+        for e in range(count)
+    }
 
 
 def _dtype(tensors: Iterable[GgufTensor]) -> str:

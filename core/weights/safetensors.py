@@ -51,7 +51,8 @@ class SafetensorsCheckpoint(Checkpoint):
         self.config = config
         generation = path / "generation_config.json"
         self.generation_config = read_json(generation) if generation.is_file() else {}
-        self._tensors = _indexed(path) if (path / INDEX).is_file() else _gathered(path)
+        found = _indexed(path) if (path / INDEX).is_file() else _gathered(path)
+        self._tensors = {_modern(name): stored for name, stored in found.items()}
         self._mapped: dict[Path, MappedFile] = {}
 
     def names(self) -> frozenset[str]:
@@ -132,6 +133,11 @@ def _check_filled(path: Path, tensors: Mapping[str, StoredTensor], start: int, s
         end += stored.num_bytes
     if end != size:
         raise _damaged(path, f"has {size:,} bytes and its tensors end at byte {end:,}")
+
+
+def _modern(name: str) -> str:
+    """Norms of the first BERTs have a gamma and a beta."""
+    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
 
 
 def _indexed(path: Path) -> dict[str, StoredTensor]:

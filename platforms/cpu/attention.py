@@ -68,6 +68,15 @@ class _Plan:
     prompts: tuple[_Prompt, ...]
 
 
+def unsupported(spec: AttentionSpec) -> str | None:
+    """The reason why layers of this spec cannot be served, or None when they can."""
+    if spec.quantized:
+        return f"its torch operations keep no {spec.cache_dtype}"
+    if not spec.causal or spec.latent is not None:
+        return "its torch operations are of causal attention, with values of their own"
+    return None
+
+
 class TorchAttention(Attention):
     """Attention for layers of one spec."""
 

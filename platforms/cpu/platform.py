@@ -26,15 +26,13 @@ class CpuPlatform(NativePlatform):
         return replace(super().capabilities(device), dtypes=("bfloat16", "float32", "float16"))
 
     def attention(self, spec: "AttentionSpec", device: Device) -> "Attention":
-        from platforms.cpu.attention import TorchAttention
+        from platforms.cpu.attention import TorchAttention, unsupported
 
         try:
             return super().attention(spec, device)
         except UnsupportedShape as error:
-            if spec.quantized:
-                raise UnsupportedShape(
-                    f"its torch operations keep no {spec.cache_dtype}, and of the C++ kernels: {error}"
-                ) from error
+            if reason := unsupported(spec):
+                raise UnsupportedShape(f"{reason}, and of the C++ kernels: {error}") from error
             return TorchAttention(spec)
 
     def native_builds(self) -> "Mapping[str, NativeBuild]":

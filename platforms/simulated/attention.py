@@ -44,8 +44,8 @@ class StrictAttention(Attention):
     def write(self, key: Tensor, value: Tensor, cache: LayerCache, plan: _Plan) -> None:
         plan.num_layers += 1
         num_tokens = len(plan.batch.slot_mapping)
-        for name, tensor in (("key", key), ("value", value)):
-            self._check(name, tensor, (num_tokens, self.spec.num_kv_heads, self.spec.head_dim))
+        for name, tensor, dim in (("key", key, self.spec.head_dim), ("value", value, self.spec.value_dim)):
+            self._check(name, tensor, (num_tokens, self.spec.num_kv_heads, dim))
         self._check_cache(cache, plan.batch)
         self._reference.write(key, value, cache, plan.reference)
 
@@ -59,21 +59,21 @@ class StrictAttention(Attention):
         return output
 
     def _check(self, name: str, tensor: Tensor, shape: tuple[int, ...], dtype: str | None = None) -> None:
-        spec, dtype = self.spec, dtype or self.spec.dtype
+        dtype = dtype or self.spec.dtype
         given = (tuple(tensor.shape), tensor.dtype, tensor.device)
         if given != (shape, getattr(torch, dtype), torch.device(self._device.torch_device)):
             raise ContractViolation(
                 f"simulated: {name} is {list(tensor.shape)} {tensor.dtype} on {tensor.device}; "
                 f"expected {list(shape)} {dtype} on {self._device.torch_device}"
             )
-        if spec.head_dim > 1 and tensor.stride(-1) != 1:
+        if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
             raise ContractViolation(f"simulated: the heads of {name} are not dense in memory")
 
     def _check_cache(self, cache: LayerCache, batch: AttentionBatch) -> None:
         num_blocks = cache.keys.shape[cache.block_axis]
-        layout = self.layout(num_blocks)
-        for name, storage in (("keys", cache.keys), ("values", cache.values)):
-            self._check(f"the cache's {name}", storage, layout.shape, layout.dtype)
+        keys, values = self.layout(num_blocks).tensors(self.spec.dtype)
+        self._check("the cache's keys", cache.keys, *keys)
+        self._check("the cache's values", cache.values, *values)
         if int(batch.slot_mapping.max()) >= num_blocks * self.spec.block_size:
             raise ContractViolation(
                 f"simulated: slot {int(batch.slot_mapping.max())} is outside a cache of {num_blocks} blocks"
@@ -82,7 +82,7 @@ class StrictAttention(Attention):
     def _find_dead_slot(self, i: int, cache: LayerCache, plan: _Plan) -> None:
         """Name the poison behind sequence i's output that is not finite; the model's own doing is let be."""
         batch, size, window = plan.batch, self.spec.block_size, self.spec.sliding_window
-        context = batch.lengths[i] - batch.query_lens[i]
+        context = batch.lengths[i] - batch.query_lens[i]  # none, unless the spec is causal
         oldest = 0 if window is None else max(0, context - window + 1)
         for position in range(oldest, context):
             block, offset = int(batch.block_tables[i, position // size]), position % size

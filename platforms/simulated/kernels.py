@@ -1,17 +1,21 @@
 """The reference kernels behind checks of their arguments, one of which fails when asked to.
 
-`gated_mlp` is left out on purpose: it is composed of these.
+`gated_mlp` and `moe` are left out on purpose: they are composed of these.
 """
 
 from collections.abc import Callable, Mapping
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from core.contracts.kernels import Implementation
+from core.contracts.kernels import Implementation, Routing
+from core.contracts.state import StateBatch
 from core.errors import ContractViolation
 from core.reference import KERNELS
+from core.reference.activation import ACTIVATIONS
+from platforms.simulated.memory import poisoned
 from platforms.simulated.options import KernelFault
 
 
@@ -91,6 +95,19 @@ def _add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> st
     return _rms_norm(x, weight, eps)
 
 
+def _layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> str:
+    given = [tensor for tensor in (weight, bias) if tensor is not None]
+    if x.dim() not in (2, 3) or any(tensor.shape != x.shape[-1:] for tensor in given) or not eps > 0:
+        return "expected x [..., H], weight and bias [H] or None, and eps above 0"
+    return "" if _alike(x, *given) else _ALIKE
+
+
+def _activation(x: Tensor, kind: str) -> str:
+    if kind not in ACTIVATIONS:
+        return f"{kind!r} is no activation; known: {', '.join(ACTIVATIONS)}"
+    return "" if x.dim() == 2 and _alike(x) else "expected a dense x [N, I]"
+
+
 def _rotary(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> str:
     heads = query.dim() == key.dim() == 3 and query.shape[2] == key.shape[2]
     tables = cos.dim() == 2 and cos.shape == sin.shape and 2 * cos.shape[1] <= query.shape[-1]
@@ -101,6 +118,70 @@ def _rotary(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> str:
 
 def _silu_and_mul(x: Tensor) -> str:
     return "" if x.dim() == 2 and x.shape[1] % 2 == 0 and _alike(x) else "expected a dense x [N, 2 * I]"
+
+
+def _route(logits: Tensor, bias: Tensor | None, routing: Routing) -> str:
+    given = [logits] if bias is None else [logits, bias]
+    if any(t.dtype != torch.float32 or t.shape[-1] != logits.shape[-1] for t in given) or logits.dim() != 2:
+        return "expected logits [N, E] and a bias [E], float32"
+    count = logits.shape[1]
+    in_reach = count // routing.groups * routing.top_groups
+    return (
+        ""
+        if count % routing.groups == 0 and routing.top_k <= in_reach
+        else "not enough experts to choose from"
+    )
+
+
+def _causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None, states: Tensor, batch: StateBatch) -> str:
+    if x.dim() != 2 or weight.dim() != 2 or weight.shape[0] != x.shape[1]:
+        return "expected x [N, C] and a weight [C, K]"
+    if states.dim() != 3 or states.shape[1:] != (weight.shape[1] - 1, x.shape[1]):
+        return "expected states [num_blocks, K - 1, C]"
+    if not _alike(x, weight, states, *([] if bias is None else [bias])):
+        return _ALIKE
+    return _state_problem(len(x), states, batch)
+
+
+def _selective_scan(
+    x: Tensor,
+    step: Tensor,
+    step_bias: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    d: Tensor,
+    gate: Tensor | None,
+    states: Tensor,
+    batch: StateBatch,
+) -> str:
+    if not _alike(x, step, b, c, *([] if gate is None else [gate])) or not _alike(step_bias, a, d, states):
+        return _ALIKE
+    if x.dim() != 3 or step.shape != x.shape[:2] or b.shape != c.shape or x.shape[1] % b.shape[1]:
+        return "expected x [N, H, P], a step [N, H], b and c [N, G, S]"
+    if states.dtype != torch.float32 or states.shape[1:] != (*x.shape[1:], b.shape[2]):
+        return "expected states [num_blocks, H, P, S] float32"
+    if (
+        a.dim() != 2
+        or a.shape[1] not in (1, b.shape[2])
+        or not len(step_bias) == len(a) == len(d) == x.shape[1]
+    ):
+        return "expected a step bias and d [H], and a [H, S] or [H, 1]"
+    return _state_problem(len(x), states, batch)
+
+
+def _state_problem(rows: int, states: Tensor, batch: StateBatch) -> str:
+    read, written, count = batch.read_blocks, batch.write_blocks, len(batch.query_lens)
+    if batch.query_start.tolist() != [0, *accumulate(batch.query_lens)] or sum(batch.query_lens) > rows:
+        return f"query_start is {batch.query_start.tolist()} for query_lens {list(batch.query_lens)} and {rows} rows"
+    if len(read) != count or len(written.unique()) != count or not bool((written > 0).all()):
+        return "expected a block of its own for each sequence to write"
+    if bool((read.unsqueeze(1) == written).fill_diagonal_(False).any()):
+        return "a sequence reads the state that another writes in the same step"
+    dead = poisoned(states[read]).flatten(1).any(dim=1) & (read > 0)
+    if bool(dead.any()):
+        return f"block {int(read[dead][0])} is read, which was discarded or never written"
+    return ""
 
 
 def _argmax(logits: Tensor) -> str:
@@ -121,8 +202,13 @@ _CHECKS: Mapping[str, Callable[..., str]] = {
     "linear": _linear,
     "rms_norm": _rms_norm,
     "add_rms_norm": _add_rms_norm,
+    "layer_norm": _layer_norm,
     "rotary": _rotary,
+    "activation": _activation,
     "silu_and_mul": _silu_and_mul,
+    "route": _route,
+    "causal_conv": _causal_conv,
+    "selective_scan": _selective_scan,
     "argmax": _argmax,
     "sample": _sample,
 }

@@ -3,7 +3,15 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from core.contracts.platform import Capabilities, Defaults, Device, Platform, Probe, SchedulingLimits
+from core.contracts.platform import (
+    FEATURES,
+    Capabilities,
+    Defaults,
+    Device,
+    Platform,
+    Probe,
+    SchedulingLimits,
+)
 from core.errors import ConfigError
 from platforms.simulated.options import Options
 
@@ -39,7 +47,7 @@ class SimulatedPlatform(Platform):
         return Capabilities(
             dtypes=("float32", "bfloat16", "float16"),
             block_sizes=(24, 12) if options.block_size is None else (options.block_size,),
-            features=frozenset({"sliding_window", "soft_cap", "alibi"}),
+            features=frozenset(FEATURES),
             kv_cache_dtypes=frozenset({"int8"}),
             alignment_bytes=options.alignment,
             scheduling=SchedulingLimits(

