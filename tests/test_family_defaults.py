@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from core.discovery import load_plugins
+from core.errors import ConfigError
 
 _KEPT = {
     *("architectures", "model_type", "vocab_size", "dtype", "attn_config", "ffn_config"),
@@ -64,3 +65,64 @@ def differences(path: str, found: Any, wanted: Any) -> dict[str, Any]:
     else:
         return {} if found == wanted else {path: (found, wanted)}
     return {key: value for part in parts for key, value in differences(*part).items()}
+
+
+def tiny(name: str, **changes: Any) -> dict[str, Any]:
+    import transformers
+
+    config_class: Any = getattr(transformers, name).config_class
+    return {**config_class().to_dict(), "architectures": [name], **changes}
+
+
+def test_null_is_another_thing_than_what_is_left_out() -> None:
+    describe = load_plugins().architectures["Gemma2ForCausalLM"].describe
+
+    shape = describe(
+        tiny("Gemma2ForCausalLM", attn_logit_softcapping=None, layer_types=None, sliding_window=None)
+    )
+
+    assert {(layer.soft_cap, layer.sliding_window) for layer in shape.layers} == {(None, None)}
+
+
+def test_experts_of_dbrx_are_weighted_by_their_share_unless_the_config_says_null() -> None:
+    config, describe = tiny("DbrxForCausalLM"), load_plugins().architectures["DbrxForCausalLM"].describe
+
+    def normalized(**ffn: Any) -> bool:
+        parts = {key: value for key, value in config["ffn_config"].items() if not key.startswith("moe_norm")}
+        return describe({**config, "ffn_config": parts | ffn}).settings.layers[0].mlp.routing.normalized
+
+    assert normalized() and not normalized(moe_normalize_expert_weights=None)
+
+
+def test_the_first_configs_of_bloom_are_read() -> None:
+    config = tiny("BloomForCausalLM")
+    old = {key: value for key, value in config.items() if key not in ("hidden_size", "n_head")}
+
+    described = (
+        load_plugins()
+        .architectures["BloomForCausalLM"]
+        .describe({**old, "n_embed": 64, "num_attention_heads": 8})
+    )
+
+    assert (described.hidden_size, described.layers[0].num_heads) == (64, 8)
+
+
+@pytest.mark.parametrize(
+    ("block", "said"),
+    [
+        ({"rope_type": "linear"}, "factor is None"),
+        (
+            {"rope_type": "longrope", "original_max_position_embeddings": 64, "short_factor": [1.0]},
+            "short_factor",
+        ),
+        ({"full_attention": {"rope_theta": 1.0}}, "one block for all layers"),
+        ({"rope_type": "llama3", "factor": "eight"}, "factor is 'eight'"),
+    ],
+)
+def test_a_rotation_that_lacks_something_is_refused_before_a_weight_is_read(
+    block: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load_plugins().architectures["LlamaForCausalLM"].describe(
+            tiny("LlamaForCausalLM", rope_parameters=block)
+        )
