@@ -67,7 +67,8 @@ def _findings(config: EngineConfig, plugins: Plugins, status: Status) -> Iterato
         phases = measured(engine, watch)
         choices = engine.ledger.choices
         fallen = _served_by(choices, *FALLBACKS)
-        add_sampler(phases, SAMPLER & {*fallen}, engine, context.device, watch)
+        if engine.info.pooling is None:
+            add_sampler(phases, SAMPLER & {*fallen}, engine, context.device, watch)
     finally:
         engine.close()
     yield from speed(phases)

@@ -175,3 +175,11 @@ def test_bench_latency_shows_where_the_time_of_a_step_goes(
     assert all(spent > 0 for spent in stages)
     assert sum(stages) * figures["steps"] < 1e6 * 60
     assert figures["host_percent"] == pytest.approx(100 * sum(stages[: len(HOST_STAGES)]) / sum(stages))
+
+
+def test_bench_refuses_a_task_that_generates_nothing_before_a_model_is_looked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for command in ("throughput", "latency"):
+        assert run_llm(monkeypatch, "bench", command, "--model", tmp_path / "none", "--task", "embed") == 2
+        assert "--task is embed" in capsys.readouterr().err

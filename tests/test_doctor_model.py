@@ -338,6 +338,14 @@ class TestCommand:
         )
         assert found["gated_mlp"].verdict in ("ok", "note")  # a user can do nothing about it
 
+    def test_a_model_that_does_not_generate_has_prompts_alone(self, doctor: Run, tmp_path: Path) -> None:
+        _, found = doctor(make(tmp_path / "model", "Bert"), "--platform", "cpu")
+
+        assert found["model"].verdict == "ok" and "decode" not in found
+        assert re.search(r"takes \d+\.\d\d ms", found["prompt"].found)
+        assert not any("decode step" in finding.found for finding in found.values())
+        assert "not in these steps" in found["sample"].found
+
     def test_a_context_that_the_cache_cannot_hold_is_noted(self, doctor: Run, tiny_llama: Path) -> None:
         _, found = doctor(tiny_llama, "--kv-cache-memory", "100KiB")
 

@@ -236,7 +236,9 @@ class TestTokenizer:
     def test_a_tokenizer_of_more_tokens_than_the_model_is_another_models(
         self, tiny_llama: Path, smollm2_hf: Path
     ) -> None:
-        with pytest.raises(BadCheckpoint, match=r"has 49,152 tokens and the model 320: it is another model's"):
+        with pytest.raises(
+            BadCheckpoint, match=r"has 49,152 tokens and the model 320: it is another model's"
+        ):
             make(tiny_llama, tokenizer=str(smollm2_hf))
 
 

@@ -1,6 +1,7 @@
 """The routes that answer with numbers for texts, over a real socket, with OpenAI's own client where it has them."""
 
 import base64
+import json
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from live_server import NAME, ThreadedServer, engine_keywords, refused
 from pooling_models import make, write_sentence_files
 
 from core.config import EngineConfig
+from server.app import create_app
 from server.settings import ServerSettings
 
 pytest_plugins = ("server_fixtures",)
@@ -212,3 +214,22 @@ def test_of_two_texts_that_are_read_together_the_one_at_fault_is_named(crosser: 
         ):
             body = {"query": query, "documents": documents}
             assert refused(client, "/v1/rerank", body)["param"] == parameter, (query, documents)
+
+
+def test_no_text_is_tokenized_for_a_client_that_has_hung_up(tmp_path: Path) -> None:
+    body = json.dumps({"input": ["a", "x" * 1000]}).encode()  # the second would be refused
+    received = iter([{"type": "http.request", "body": body}])
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return next(received, {"type": "http.disconnect"})
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope: dict[str, Any] = {"type": "http", "method": "POST", "path": "/v1/embeddings", "headers": []}
+    scope |= {"query_string": b"", "http_version": "1.1"}
+    with ThreadedServer(EngineConfig(**engine_keywords(make(tmp_path / "model", "Bert"))), 24) as running:
+        app = create_app(running.engine, ServerSettings(port=0, served_model_name=NAME))
+        running.call(app(scope, receive, send))
+    assert sent[0]["status"] == 499

@@ -79,8 +79,7 @@ def experts(
         for expert in sorted(counts):
             made.append(mlps[expert](given[start : start + counts[expert]]))
             start += counts[expert]
-        results = torch.empty_like(given)
-        results[order] = torch.cat(made) if made else given
+        results = torch.cat(made)[order.argsort()] if made else given
         each = results.view(*ids.shape, x.shape[1]).float()  # [N, K, H]
         return (each * weights[..., None]).sum(dim=1).to(x.dtype)
 
