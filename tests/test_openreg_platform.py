@@ -198,12 +198,12 @@ def test_it_refuses_to_work_on_the_hosts_tensors(facts: dict[str, Any]) -> None:
 
 def test_its_memory_is_counted_and_limited(facts: dict[str, Any]) -> None:
     assert (facts["taken"], facts["given back"]) == (4000, 0)
-    assert facts["too much"].startswith(f"openreg: {2**33 + 1} bytes, of which ")
+    assert facts["too much"].startswith(f"openreg: {2**30 + 1} bytes, of which ")
 
 
 def test_the_memory_that_the_core_has_for_any_accelerator_serves_this_one(facts: dict[str, Any]) -> None:
     assert facts["accelerator"] == [True, 12_000, 12_000, "openreg:0"]
-    assert facts["accelerator is full"].startswith("32.0 GiB do not fit the memory of openreg:0")
+    assert facts["accelerator is full"].startswith("4.0 GiB do not fit the memory of openreg:0")
     assert "cannot use openreg:1: it sees 1 of them; check which devices" in facts["another"]
     assert "cannot use openreg:0: no_such_package does not work with it" in facts["no package"]
 
