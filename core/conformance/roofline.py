@@ -115,10 +115,10 @@ def _held_bytes(case: Case) -> int:
     for part in case.prepare:
         layer = is_dataclass(part) and not isinstance(part, QuantizedWeight)
         parts += [getattr(part, each.name) for each in fields(part)] if layer else [part]
-    each_part = [
-        one for part in parts for one in (part if isinstance(part, tuple) else (part,))
-    ]  # experts are many
-    return stored_bytes(*(part for part in each_part if isinstance(part, Tensor | QuantizedWeight)))
+    flat: list[Any] = []
+    for part in parts:  # the experts of a mixture are many weights
+        flat += part if isinstance(part, tuple) else [part]
+    return stored_bytes(*(part for part in flat if isinstance(part, Tensor | QuantizedWeight)))
 
 
 def finite(result: Result) -> Result:
