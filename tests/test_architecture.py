@@ -102,7 +102,7 @@ def test_packages_import_only_what_the_house_allows() -> None:
     [
         ("core/config.py", "platforms.cpu"),
         ("platforms/cpu/platform.py", "platforms.simulated.options"),
-        ("plugins/sources/hub.py", "models.settings"),
+        ("plugins/sources/hub.py", "models.llama"),
         ("models/llama.py", "server.settings"),
         ("server/app.py", "cli.app"),
         ("cli/app.py", "platforms.cpu"),

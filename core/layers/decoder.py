@@ -1,6 +1,7 @@
 """The decoder that all families share: embedding, layers, norm, head.
 
-A family is a page of declared differences (`models.settings`); this file and `core.layers` are all of their code.
+A family is a page of declared differences (`core.layers.settings`, which `core.layers.reading` reads); this package is
+all of their code.
 """
 
 from __future__ import annotations
