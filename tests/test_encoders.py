@@ -1,5 +1,6 @@
 """Every family of encoders, and decoders that are pooled, against transformers on tiny random weights."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from pooling_models import (
     ragged,
     write_sentence_files,
 )
+from safetensors.torch import load_file, save_file
 
 from core import LLM, PoolingParams
 
@@ -120,6 +122,34 @@ def test_modernbert_classifies_the_mean_where_its_config_says_so(made: Make) -> 
     folder = made("ModernBert", "ForSequenceClassification", classifier_pooling="mean", num_labels=2)
     text = ragged()[5]
     with engine(folder, "cpu") as llm:
+        numbers = llm.classify([text], LOGITS, use_tqdm=False)[0].outputs.probs
+    assert_close(numbers, Reference(folder, "ForSequenceClassification").logits(text))
+
+
+def test_norms_of_the_first_berts_are_found_by_their_old_names(made: Make, tmp_path: Path) -> None:
+    """Google's own checkpoints have a gamma and a beta."""
+    folder, text = made("Bert"), ragged()[5]
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    spelled = (("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta"))
+    weights = load_file(folder / "model.safetensors")
+    for modern, old in spelled:
+        weights = {name.replace(modern, old): tensor for name, tensor in weights.items()}
+    assert any(name.endswith("gamma") for name in weights)
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with engine(tmp_path, "cpu") as llm:
+        vector = llm.embed([text], AS_IT_IS, use_tqdm=False)[0].outputs.embedding
+    assert_close(vector, Reference(folder).hidden(text)[0])
+
+
+def test_a_pooler_that_a_roberta_classifier_was_saved_with_is_left_alone(made: Make, tmp_path: Path) -> None:
+    """Its head has a layer of its own, and never looks at the pooler."""
+    folder, text = made("Roberta", "ForSequenceClassification", num_labels=2), ragged()[5]
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    weights = load_file(folder / "model.safetensors")
+    weights["roberta.pooler.dense.weight"] = torch.randn(64, 64)
+    weights["roberta.pooler.dense.bias"] = torch.randn(64)
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with engine(tmp_path, "cpu") as llm:
         numbers = llm.classify([text], LOGITS, use_tqdm=False)[0].outputs.probs
     assert_close(numbers, Reference(folder, "ForSequenceClassification").logits(text))
 

@@ -272,6 +272,14 @@ def test_code_of_a_checkpoint_is_not_run_unless_it_is_trusted(with_code: Path) -
         engine(with_code)
 
 
+def test_code_of_another_repository_is_never_run(with_code: Path) -> None:
+    """`trust_remote_code` trusts the model that was named, and no other."""
+    elsewhere = {"AutoModelForCausalLM": "org/other--modeling_own.OwnForCausalLM"}
+    rewritten(with_code, with_code, auto_map=elsewhere)
+    with pytest.raises(UnsupportedArchitecture, match=r"its code is elsewhere.*org/other--modeling_own"):
+        engine(with_code, trust_remote_code=True)
+
+
 def test_code_that_is_trusted_runs(with_code: Path) -> None:
     params = SamplingParams(max_tokens=4, detokenize=False)
     with engine(with_code, trust_remote_code=True) as llm:
