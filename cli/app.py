@@ -12,6 +12,7 @@ from cli.environment import collect_env
 from cli.generate import generate
 from cli.help import SectionedCommand, command_tree
 from cli.models import models
+from cli.run_batch import run_batch
 from cli.serve import serve
 from core import __version__
 
@@ -19,6 +20,7 @@ app = command_tree()
 app.command(cls=SectionedCommand)(generate)
 app.command(cls=SectionedCommand)(chat)
 app.command(cls=SectionedCommand)(serve)
+app.command("run-batch", cls=SectionedCommand)(run_batch)
 app.add_typer(bench.app, name="bench")
 app.add_typer(platforms.app, name="platforms")
 app.add_typer(kernels.app, name="kernels")

@@ -1,4 +1,4 @@
-"""`llm bench`: how fast this engine is here, in this process, without HTTP."""
+"""`llm bench`: how fast this engine is here, in this process, without HTTP; and any server, with it."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,18 +8,23 @@ import typer
 
 from cli import engine as engines
 from cli import measure
+from cli.bench_serve import serve
 from cli.failures import UsageError
 from cli.help import SectionedCommand, command_tree
 from cli.options import Given, takes
+from cli.report import write_figures
 from cli.tables import ENGINE
-from cli.terminal import Status, write_json, write_table
+from cli.terminal import Status, check_writable, write_json
 from cli.workload import WORKLOAD, Prompt, Workload, make_prompts, workload_of
 
 if TYPE_CHECKING:
     from core.config import EngineConfig
     from core.llm import LLM
 
-app = command_tree(help="Measure throughput or latency in this process.", no_args_is_help=True)
+app = command_tree(
+    help="Measure throughput or latency of an engine in this process, or of a server over HTTP.",
+    no_args_is_help=True,
+)
 
 Json = Annotated[
     Path | None, typer.Option("--json", help="Write the figures as JSON to this file; - prints them.")
@@ -44,6 +49,7 @@ def throughput(
 ) -> None:
     """Send all requests at once: requests, output tokens and total tokens per second, and percentiles."""
     load = workload_of({**workload, "seed": engine.get("seed", 0)})
+    check_writable(json)
     status = Status(quiet=quiet)
     with engines.opened(_config(engine), status) as llm:
         prompts = _prompts(llm, load, load.num_prompts)
@@ -76,6 +82,7 @@ def latency(
 ) -> None:
     """Send one batch after the other: time to first token, per output token, and per request."""
     load = workload_of({**workload, "seed": engine.get("seed", 0)}, **LATENCY)
+    check_writable(json)
     status = Status(quiet=quiet)
     with engines.opened(_config(engine), status) as llm:
         # Every batch has prompts of its own, so that none is found in the prefix cache.
@@ -100,6 +107,9 @@ def latency(
             **(stages.figures() if profile else {}),
         }
         _report(llm, {**figures, **measure.latencies(measured)}, json)
+
+
+app.command(cls=SectionedCommand)(serve)
 
 
 def _config(engine: Given) -> "EngineConfig":
@@ -128,23 +138,5 @@ def _report(llm: "LLM", figures: dict[str, Any], json: Path | None) -> None:
         write_json({**setting, **figures}, json)
         if str(json) == "-":
             return
-    rows = [
-        (_words(name), _number(value)) for name, value in figures.items() if isinstance(value, float | int)
-    ]
     title = f"{info.model} on {info.platform} ({info.device}), {info.dtype}, quantization {info.quantization}"
-    write_table(title, ("measure", "value"), rows)
-    times = {name: value for name, value in figures.items() if isinstance(value, dict)}
-    columns = ("milliseconds", "mean", *(f"p{percent}" for percent in measure.PERCENTILES))
-    write_table("Percentiles", columns, [_time_row(name, value) for name, value in times.items()])
-
-
-def _time_row(name: str, value: dict[str, float]) -> list[str]:
-    return [_words(name.removesuffix("_ms")), *(f"{figure:,.2f}" for figure in value.values())]
-
-
-def _number(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.2f}"
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")
+    write_figures(title, figures)

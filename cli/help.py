@@ -10,7 +10,20 @@ from typer.core import TyperCommand
 
 
 class SectionedCommand(TyperCommand):
-    """A command whose help lists options under the headings (`rich_help_panel`) that they name."""
+    """A command whose help lists options under the headings (`rich_help_panel`) that they name.
+
+    A value from the environment that is refused is called by its variable, not by an option that nobody gave.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            option: Any = error.param
+            source = option and ctx.get_parameter_source(option.name)
+            if source and source.name == "ENVIRONMENT":
+                error.param_hint = option.envvar
+            raise
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the sections in the order in which their first option was declared."""

@@ -12,7 +12,7 @@ def main() -> int:
         print(problem, file=sys.stderr)
         return 1
     try:
-        if sys.argv[1:2] == ["serve"] and not {"--help", "-h"} & {*sys.argv}:
+        if sys.argv[1:2] in (["serve"], ["run-batch"]) and not {"--help", "-h"} & {*sys.argv}:
             from core.engine.spawn import start_ahead
 
             start_ahead()  # while the command line is imported and read

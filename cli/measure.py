@@ -16,7 +16,7 @@ from core.sampling_params import SamplingParams
 if TYPE_CHECKING:
     from core.llm import LLM
 
-PERCENTILES = (50, 90, 99)
+PERCENTILES = (50, 90, 95, 99)
 
 
 @dataclass(slots=True)

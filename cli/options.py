@@ -137,12 +137,26 @@ def _flags(field: "Field[Any]") -> str:
     return f"--{name}/--no-{name}" if isinstance(field.default, bool) else f"--{name}"
 
 
+def element_type(hint: Any) -> Any:
+    """What a field that holds several values holds; None for others."""
+    for part in parts_of(hint):
+        origin = get_origin(part)
+        if origin is not None and issubclass(origin, Sequence):
+            return get_args(part)[0]
+    return None
+
+
+def parts_of(hint: Any) -> tuple[Any, ...]:
+    """The types that a field may have."""
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
 def _option_type(hint: Any) -> Any:
     """A field's type as one that typer reads: without None; text for what has several spellings."""
-    options = [part for part in _union(hint) if part is not type(None)]
-    if any(get_origin(part) is not None and issubclass(get_origin(part), Sequence) for part in options):
-        element = next(get_args(part)[0] for part in options if get_origin(part) is not None)
+    element = element_type(hint)
+    if element is not None:
         return list[element]
+    options = [part for part in parts_of(hint) if part is not type(None)]
     if any(get_origin(part) is not None and issubclass(get_origin(part), Mapping) for part in options):
         return list[str]
     return options[0] if len(options) == 1 else str
@@ -152,7 +166,3 @@ def _metavar(hint: Any) -> str | None:
     """What stands for the value in help, where typer's own word is clumsy."""
     option_type = _option_type(hint)
     return f"<{get_args(option_type)[0].__name__}>" if get_origin(option_type) is list else None
-
-
-def _union(hint: Any) -> tuple[Any, ...]:
-    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)

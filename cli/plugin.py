@@ -22,7 +22,10 @@ def new(
         typer.Argument(help="What the package is to be called, such as acme-platform.", show_default=False),
     ],
     kind: Annotated[
-        str, typer.Option(help="What it brings: platform, model, source or quantization.", show_default=False)
+        str,
+        typer.Option(
+            help="What it brings: platform, model, source, quantization or telemetry.", show_default=False
+        ),
     ],
     folder: Annotated[
         Path | None,

@@ -1,36 +1,50 @@
-"""`llm serve`: the HTTP server in front of an engine."""
+"""`llm serve`: the HTTP server in front of an engine, or of several."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cli.engine import engine_config
-from cli.failures import refused_values
 from cli.options import Given, takes
 from cli.tables import ENGINE, SERVER
 from core.config import DEFAULT_MODEL
-from server.settings import ServerSettings
 
 
 @takes(ENGINE.without("model"), SERVER)
 def serve(
     model: Annotated[
-        str,
+        list[str] | None,
         typer.Argument(
-            help="Alias, folder, .gguf file, ORG/NAME, or SCHEME:NAME (wheel:, modelscope:).",
+            help=f"{ENGINE.help['model'][:-1]}; several are separated by spaces.",
             envvar="LLM_MODEL",
+            metavar="MODEL",
+            show_default=DEFAULT_MODEL,
         ),
-    ] = DEFAULT_MODEL,
+    ] = None,
+    default: Annotated[
+        str | None,
+        typer.Option(
+            help="The model of requests that name none.", envvar="LLM_DEFAULT", show_default="the first"
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="YAML file with any of these options; the command line and the environment go before it.",
+            envvar="LLM_CONFIG",
+        ),
+    ] = None,
     *,
     engine: Given,
     server: Given,
 ) -> None:
-    """Serve a model over HTTP (OpenAI's API)."""
-    config = engine_config({"model": model, **engine})
-    with refused_values():
-        settings = ServerSettings(**server)
+    """Serve models over HTTP (OpenAI's API)."""
+    from cli.config_file import read_config
+
+    file = read_config(config)
+    engines, settings = file.engines(model or (), engine, default), file.settings(server)
     from server.run import serve as run
 
-    code = run(config, settings)
+    code = run(engines, settings)
     if code:
         raise typer.Exit(code)

@@ -26,11 +26,11 @@ class Status:
     """Lines on stderr that say what takes time. On a terminal each replaces the one before."""
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self._quiet = quiet
+        self.quiet = quiet
         self._terminal = sys.stderr.isatty()
 
     def __call__(self, line: str) -> None:
-        if self._quiet:
+        if self.quiet:
             return
         if self._terminal:
             sys.stderr.write(f"{CLEAR_LINE}{dim(line, sys.stderr)}")
@@ -45,13 +45,13 @@ class Status:
 
     def clear(self) -> None:
         """Take the last line away before results are written."""
-        if self._terminal and not self._quiet:
+        if self._terminal and not self.quiet:
             sys.stderr.write(CLEAR_LINE)
             sys.stderr.flush()
 
     def note(self, line: str) -> None:
         """A closing remark; only for a person, so a pipe does not get it."""
-        if self._terminal and not self._quiet:
+        if self._terminal and not self.quiet:
             sys.stderr.write(f"{dim(line, sys.stderr)}\n")
 
 
@@ -59,6 +59,14 @@ def write(text: str) -> None:
     """Write a piece of the result at once."""
     sys.stdout.write(text)
     sys.stdout.flush()
+
+
+def check_writable(*paths: Path | None) -> None:
+    """Before what takes long: raises CommandError where a file that is to be written at its end cannot be."""
+    for path in paths:
+        if path is not None and str(path) != "-":
+            with file_errors(f"write {path}"), path.open("ab"):
+                pass
 
 
 def write_json(value: Any, path: Path | None = None) -> None:

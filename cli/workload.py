@@ -85,7 +85,7 @@ def make_prompts(
         raise UsageError(
             "--dataset holds text, and --skip-tokenizer-init leaves no tokenizer to read it with"
         )
-    found = _exchanges(workload.dataset)
+    found = exchanges(workload.dataset)
     source.shuffle(found)
     prompts: list[Prompt] = []
     for question, answer in found:
@@ -126,7 +126,7 @@ def _bounds(length: int, ratio: float) -> tuple[int, int]:
     return max(1, round(length * (1 - ratio))), round(length * (1 + ratio))
 
 
-def _exchanges(path: Path) -> list[tuple[str, str]]:
+def exchanges(path: Path) -> list[tuple[str, str]]:
     """First question and answer of every conversation in a ShareGPT file."""
     with file_errors(f"read {path}"):
         text = path.read_text(encoding="utf-8", errors="replace")

@@ -81,6 +81,8 @@ class EngineConfig:
     prefill_chunk_size      prompt tokens in a step at most while others decode, whose next tokens wait for it
     block_size              tokens per KV-cache block
     kv_cache_memory         bytes for the KV cache, or "4GiB"
+    memory_share            how much of the memory that it would take unasked an engine takes for its cache, above 0 up
+                            to 1; None: all of it, beside other engines of one server an equal part
     kv_cache_dtype          int8: keys and values in 8 bits, a scale for each token and head; auto: in the dtype
     enable_prefix_caching   reuse the cache of prompts that begin alike
     scheduling_policy       "fcfs", or "priority" (lower numbers first)
@@ -105,6 +107,7 @@ class EngineConfig:
     prefill_chunk_size: int | None = None
     block_size: int | None = None
     kv_cache_memory: int | str | None = None
+    memory_share: float | None = None
     kv_cache_dtype: str = "auto"
     enable_prefix_caching: bool = True
     scheduling_policy: str = "fcfs"
@@ -135,6 +138,21 @@ class EngineConfig:
                     setting="kv_cache_memory",
                 )
             object.__setattr__(self, "kv_cache_memory", memory)
+        self._check_share()
+
+    def _check_share(self) -> None:
+        share = self.memory_share
+        if share is None:
+            return
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigError(
+                f"memory_share is {share!r}; a number above 0 up to 1 is accepted", setting="memory_share"
+            )
+        if self.kv_cache_memory is not None:
+            raise ConfigError(
+                "memory_share has no meaning beside kv_cache_memory; leave one of them out",
+                setting="memory_share",
+            )
 
     def _check_texts_and_switches(self) -> None:
         for name in ("model", "tokenizer", "revision", "model_impl", "platform"):
@@ -188,6 +206,7 @@ class Settings:
     enable_prefix_caching: bool
     scheduling_policy: str
     whole: bool = False
+    memory_share: float = 1.0
 
     def attention_spec(self, shape: AttentionShape) -> AttentionSpec:
         """What layers of this shape ask of attention."""

@@ -19,6 +19,7 @@ from core.contracts.model import Architecture, ModelFallback
 from core.contracts.packing import Quantization
 from core.contracts.platform import Device, Platform
 from core.contracts.source import ModelSource
+from core.contracts.telemetry import Telemetry
 from core.contracts.validation import source_problems, stated_version_problems
 from core.errors import ContractViolation, NoPlatform
 from core.examination import FoundPlatform, examine, reason_of
@@ -49,6 +50,7 @@ class Plugins:
     fallbacks: dict[str, ModelFallback] = field(default_factory=dict[str, ModelFallback])
     sources: dict[str, ModelSource] = field(default_factory=dict[str, ModelSource])
     quantizations: dict[str, Quantization] = field(default_factory=dict[str, Quantization])
+    telemetry: dict[str, Telemetry] = field(default_factory=dict[str, Telemetry])
     aliases: dict[str, str] = field(default_factory=dict[str, str])
     failures: tuple[PluginFailure, ...] = ()
 
@@ -132,6 +134,7 @@ def collect(points: Iterable[EntryPoint]) -> Plugins:
         quantizations=gather.named(
             "core_quantizations", "quantization", _declaration("quantization", Quantization)
         ),
+        telemetry=gather.named("core_telemetry", "telemetry", _declaration("telemetry", Telemetry)),
         aliases=gather.named("core_model_aliases", "alias", _alias),
         failures=tuple(failures),
     )
@@ -248,7 +251,7 @@ def _error(kept: Any) -> str | None:
     return kept.error if isinstance(kept, FoundPlatform) else None
 
 
-_Declared = TypeVar("_Declared", Architecture, ModelFallback, Quantization)
+_Declared = TypeVar("_Declared", Architecture, ModelFallback, Quantization, Telemetry)
 
 
 def _declaration(contract: str, kind: type[_Declared]) -> Callable[[str, Any], tuple[str, _Declared]]:

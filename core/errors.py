@@ -6,6 +6,7 @@
     ├── RequestError           this request is refused, nothing else is affected: change the request
     │   └── RequestTooLong     the prompt, or prompt and answer together, exceed the context
     ├── QueueFull              too many requests are unfinished: send it again later
+    ├── DeadlineExceeded       the answer was not finished in the time it was given
     ├── ModelError             the model cannot be loaded: change the model
     │   ├── ModelNotFound      nothing is there
     │   ├── UnsupportedArchitecture
@@ -61,6 +62,10 @@ class QueueFull(CoreError):
     def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class DeadlineExceeded(CoreError):
+    """An answer was not finished in the time that it was given; it was ended."""
 
 
 class ModelError(CoreError):

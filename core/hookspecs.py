@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from core.contracts.packing import Quantization
     from core.contracts.platform import Platform
     from core.contracts.source import ModelSource
+    from core.contracts.telemetry import Telemetry
 
 PROJECT = "core"
 GROUP = "core.plugins"
@@ -45,6 +46,11 @@ def core_model_sources() -> "list[type[ModelSource]]":  # pyright: ignore[report
 @hookspec
 def core_quantizations() -> "list[Quantization]":  # pyright: ignore[reportReturnType]
     """Ways in which published models are quantised, each a declaration of `core.contracts.packing.Quantization`."""
+
+
+@hookspec
+def core_telemetry() -> "list[Telemetry]":  # pyright: ignore[reportReturnType]
+    """What watches the requests of a server, each a declaration of `core.contracts.telemetry.Telemetry`."""
 
 
 @hookspec

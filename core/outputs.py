@@ -37,6 +37,22 @@ class CompletionOutput:
 
 
 @dataclass(slots=True)
+class RequestTimes:
+    """When what happened to a request, in seconds of the monotonic clock; None: not yet.
+
+    arrived      it was asked
+    admitted     the engine first gave it a place in a step
+    first_token  the first token of any of its answers came, or its numbers
+    last_token   the latest did
+    """
+
+    arrived: float
+    admitted: float | None = None
+    first_token: float | None = None
+    last_token: float | None = None
+
+
+@dataclass(slots=True)
 class RequestOutput:
     """All answers to one prompt.
 
@@ -54,6 +70,7 @@ class RequestOutput:
     num_cached_tokens: int = 0
     error: str | None = None
     pooled: bytes | None = None
+    times: RequestTimes | None = None
 
 
 @dataclass(slots=True)

@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 
 from core.errors import RequestError
+from core.sampling_params import Range
+
+DIMENSIONS = Range(1, 2**31)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,9 +25,13 @@ class PoolingParams:
 
     def __post_init__(self) -> None:
         given = self.dimensions
-        if given is not None and (isinstance(given, bool) or not isinstance(given, int) or given < 1):  # pyright: ignore[reportUnnecessaryIsInstance]
+        low, high, _ = DIMENSIONS
+        if given is not None and (
+            isinstance(given, bool) or not isinstance(given, int) or not low <= given <= high  # pyright: ignore[reportUnnecessaryIsInstance]
+        ):
             raise RequestError(
-                f"dimensions must be a whole number above 0, not {given!r:.80}", parameter="dimensions"
+                f"dimensions must be a whole number from {low} to {high}, not {given!r:.80}",
+                parameter="dimensions",
             )
         for name in ("normalize", "use_activation"):
             value = getattr(self, name)

@@ -46,7 +46,8 @@ def resolve(
         max_num_batched_tokens=max_num_batched_tokens,
         prefill_chunk_size=chunk,
         block_size=block_size,
-        kv_cache_memory=_as_int(config.kv_cache_memory) or defaults.kv_cache_memory,
+        kv_cache_memory=_resolve_memory(config, defaults),
+        memory_share=config.memory_share or 1.0,
         kv_cache_dtype=_resolve_kv_cache_dtype(config, dtype, capabilities, description),
         enable_prefix_caching=config.enable_prefix_caching and not description.whole,
         scheduling_policy=config.scheduling_policy,
@@ -135,5 +136,8 @@ def _resolve_kv_cache_dtype(
     return asked
 
 
-def _as_int(value: int | str | None) -> int | None:
-    return None if value is None else int(value)
+def _resolve_memory(config: EngineConfig, defaults: Defaults) -> int | None:
+    if config.kv_cache_memory is not None:
+        return int(config.kv_cache_memory)
+    usual = defaults.kv_cache_memory
+    return None if usual is None else int(usual * (config.memory_share or 1.0))

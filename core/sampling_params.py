@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from core.errors import RequestError
 
@@ -11,8 +11,40 @@ MAX_N = 128
 MAX_LOGPROBS = 20
 MAX_STOP = 16
 MAX_STOP_LENGTH = 256
+MAX_STOP_TOKENS = 1024
 MAX_LOGIT_BIAS = 1024
 MAX_SEED = 2**63
+
+
+class Range(NamedTuple):
+    """The numbers that are accepted: `low` to `high`, both included, unless `open_low` leaves `low` out."""
+
+    low: float
+    high: float
+    open_low: bool = False
+
+
+INTEGERS = {
+    "n": Range(1, MAX_N),
+    "top_k": Range(0, 2**31),
+    "seed": Range(-MAX_SEED, MAX_SEED - 1),
+    "max_tokens": Range(1, 2**31),
+    "min_tokens": Range(0, 2**31),
+    "logprobs": Range(0, MAX_LOGPROBS),
+    "prompt_logprobs": Range(0, MAX_LOGPROBS),
+}
+NUMBERS = {
+    "temperature": Range(0.0, 100.0),
+    "top_p": Range(0.0, 1.0, open_low=True),
+    "min_p": Range(0.0, 1.0),
+    "presence_penalty": Range(-2.0, 2.0),
+    "frequency_penalty": Range(-2.0, 2.0),
+    "repetition_penalty": Range(0.0, 100.0, open_low=True),
+}
+TOKEN_IDS = Range(0, 2**31)
+BIASES = Range(-100.0, 100.0)
+OPTIONAL = ("seed", "max_tokens", "logprobs", "prompt_logprobs")
+"""Integers that may be None."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,19 +120,10 @@ class SamplingParams:
         return replace(self, **changes)
 
     def _check_numbers(self) -> None:
-        _integer("n", self.n, 1, MAX_N)
-        _number("temperature", self.temperature, 0.0, 100.0)
-        _number("top_p", self.top_p, 0.0, 1.0, open_low=True)
-        _integer("top_k", self.top_k, 0, 2**31)
-        _number("min_p", self.min_p, 0.0, 1.0)
-        _integer("seed", self.seed, -MAX_SEED, MAX_SEED - 1, optional=True)
-        _integer("max_tokens", self.max_tokens, 1, 2**31, optional=True)
-        _integer("min_tokens", self.min_tokens, 0, 2**31)
-        _number("presence_penalty", self.presence_penalty, -2.0, 2.0)
-        _number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
-        _number("repetition_penalty", self.repetition_penalty, 0.0, 100.0, open_low=True)
-        _integer("logprobs", self.logprobs, 0, MAX_LOGPROBS, optional=True)
-        _integer("prompt_logprobs", self.prompt_logprobs, 0, MAX_LOGPROBS, optional=True)
+        for name, accepted in INTEGERS.items():
+            _integer(name, getattr(self, name), accepted, optional=name in OPTIONAL)
+        for name, accepted in NUMBERS.items():
+            _number(name, getattr(self, name), accepted)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise RequestError(
                 f"min_tokens is {self.min_tokens}, more than max_tokens {self.max_tokens}",
@@ -127,8 +150,13 @@ class SamplingParams:
             raise RequestError(
                 "stop strings need detokenize=True; use stop_token_ids instead", parameter="stop"
             )
+        if len(self.stop_token_ids) > MAX_STOP_TOKENS:
+            raise RequestError(
+                f"stop_token_ids has {len(self.stop_token_ids)} ids; at most {MAX_STOP_TOKENS} are accepted",
+                parameter="stop_token_ids",
+            )
         for token in self.stop_token_ids:
-            _integer("stop_token_ids", token, 0, 2**31)
+            _integer("stop_token_ids", token, TOKEN_IDS)
 
     def _check_bias(self) -> None:
         given: Any = self.logit_bias
@@ -144,8 +172,8 @@ class SamplingParams:
                 parameter="logit_bias",
             )
         for token, value in bias.items():
-            _integer("logit_bias", token, 0, 2**31)
-            _number("logit_bias", value, -100.0, 100.0)
+            _integer("logit_bias", token, TOKEN_IDS)
+            _number("logit_bias", value, BIASES)
         object.__setattr__(self, "logit_bias", bias)
 
 
@@ -171,17 +199,18 @@ def _shown(value: object) -> str:
         return "a number of thousands of digits"
 
 
-def _integer(name: str, value: object, low: int, high: int, *, optional: bool = False) -> None:
+def _integer(name: str, value: object, accepted: Range, *, optional: bool = False) -> None:
     if value is None and optional:
         return
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        accepted = f"a whole number from {low} to {high}" + (", or none" if optional else "")
-        raise RequestError(f"{name} must be {accepted}, not {_shown(value)}", parameter=name)
+    if isinstance(value, bool) or not isinstance(value, int) or not accepted.low <= value <= accepted.high:
+        shown = f"a whole number from {accepted.low} to {accepted.high}" + (", or none" if optional else "")
+        raise RequestError(f"{name} must be {shown}, not {_shown(value)}", parameter=name)
 
 
-def _number(name: str, value: object, low: float, high: float, *, open_low: bool = False) -> None:
+def _number(name: str, value: object, accepted: Range) -> None:
+    low, high, open_low = accepted
     good = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
     good = good and not isinstance(value, bool)
     if not good or not low <= value <= high or (open_low and value == low):  # type: ignore[operator]
-        accepted = f"{'above' if open_low else 'from'} {low:g} {'up ' if open_low else ''}to {high:g}"
-        raise RequestError(f"{name} must be a number {accepted}, not {_shown(value)}", parameter=name)
+        shown = f"{'above' if open_low else 'from'} {low:g} {'up ' if open_low else ''}to {high:g}"
+        raise RequestError(f"{name} must be a number {shown}, not {_shown(value)}", parameter=name)

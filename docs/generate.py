@@ -35,6 +35,8 @@ from core.contracts.changelog import CHANGES  # noqa: E402
 from core.contracts.platform import Capabilities, Platform  # noqa: E402
 from core.contracts.versions import CHAPTERS, VERSIONS, accepted, text  # noqa: E402
 from core.discovery import FoundPlatform, Plugins, collect  # noqa: E402
+from server.operations.catalog import FRONT, METRICS  # noqa: E402
+from server.operations.metric import ALIAS, PREFIX  # noqa: E402
 
 _PROBED = "its probe is checked on made-up machines in every test run; never run on its hardware"
 
@@ -101,6 +103,21 @@ def hooks(plugins: Plugins) -> str:
     return "\n".join(_hook(hook) for name, hook in vars(hookspecs).items() if name.startswith("core_"))
 
 
+def metrics(plugins: Plugins) -> str:
+    """What the server exports to Prometheus: of models, then of itself."""
+    rows = [
+        (
+            f"`{PREFIX}{metric.exported}`",
+            f"`{ALIAS}{metric.exported}`" if metric.alias else "–",
+            metric.kind,
+            _listed(metric.labels) if metric.labels else "–",
+            metric.help,
+        )
+        for metric in (*METRICS, *FRONT)
+    ]
+    return table(("ours", "vLLM's", "kind", "labels besides the model's", "what it is"), rows)
+
+
 def modules(plugins: Plugins) -> str:
     """Every module of the product, folder by folder, with the first sentence of its docstring."""
     lines: list[str] = []
@@ -154,6 +171,7 @@ _ALL = (
     models_tried,
     models_refused,
     hooks,
+    metrics,
     modules,
     toy_platform,
     contract_versions,

@@ -1,6 +1,7 @@
 """Bytes of a request into a checked model, off the event loop when there are many."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import msgspec
@@ -8,24 +9,48 @@ from pydantic import ValidationError
 from starlette.requests import Request
 
 from core.errors import RequestError
-from server.openai_types import Body, known_fields
+from server.fields import Body, known_fields
 
 ON_LOOP_BYTES = 32 * 1024
 MAX_DEPTH = 64
 
+SAY_ALL = ("missing", "too_short", "too_long")
+"""What pydantic finds and says with what there was."""
+
 B = TypeVar("B", bound=Body)
+P = TypeVar("P")
 
 
 async def read_body(request: Request, kind: type[B]) -> B:
     """The request's body as a `kind`. Raises RequestError naming the field at fault."""
+    return await _parsed(request, lambda raw: parse_body(raw, kind))
+
+
+async def read_object(request: Request) -> dict[str, Any]:
+    """The same of a body that may be of several kinds. Raises RequestError when it is no JSON object."""
+    return await _parsed(request, parse_object)
+
+
+async def _parsed(request: Request, parse: Callable[[bytes], P]) -> P:
     raw = await request.body()
-    if len(raw) <= ON_LOOP_BYTES:
-        return parse_body(raw, kind)
-    return await asyncio.to_thread(parse_body, raw, kind)
+    return parse(raw) if len(raw) <= ON_LOOP_BYTES else await asyncio.to_thread(parse, raw)
 
 
 def parse_body(raw: bytes, kind: type[B]) -> B:
     """Raises RequestError when the bytes are no JSON object, or not one of this kind."""
+    return checked_fields(kind, parse_object(raw))
+
+
+def checked_fields(kind: type[B], given: dict[str, Any]) -> B:
+    """Fields as a `kind`. Raises RequestError naming the one at fault."""
+    try:
+        return kind.model_validate(known_fields(kind, given))
+    except ValidationError as error:
+        raise _named(error) from None
+
+
+def parse_object(raw: bytes) -> dict[str, Any]:
+    """Raises RequestError when the bytes are no JSON object, or one that nests too deeply."""
     try:
         given = msgspec.json.decode(raw)
     except RecursionError:
@@ -36,10 +61,7 @@ def parse_body(raw: bytes, kind: type[B]) -> B:
         raise RequestError("the body must be a JSON object")
     if _deeper_than(given, MAX_DEPTH):
         raise RequestError(f"the body nests deeper than {MAX_DEPTH} levels")
-    try:
-        return kind.model_validate(known_fields(kind, given))
-    except ValidationError as error:
-        raise _named(error) from None
+    return given
 
 
 def _named(error: ValidationError) -> RequestError:
@@ -53,7 +75,7 @@ def _named(error: ValidationError) -> RequestError:
         parameter += f"[{part}]" if isinstance(part, int) else f".{part}" if parameter else part
     shown = (
         ""
-        if first["type"] == "missing" or isinstance(first["input"], dict)
+        if first["type"] in SAY_ALL or isinstance(first["input"], dict)
         else f", not {first['input']!r:.80}"
     )
     return RequestError(f"{parameter}: {first['msg']}{shown}", parameter=parameter)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import math
 import socket
 from collections.abc import Iterator
@@ -11,6 +12,9 @@ from fastapi import FastAPI
 from starlette.types import Receive, Scope, Send
 
 from server.errors import Loading, ServerStopping, describe
+from server.guard.connection import Connection
+from server.guard.labels import Label
+from server.guard.limits import MAX_HEADER_BYTES
 from server.settings import ServerSettings
 
 KEEP_ALIVE_S = 75
@@ -30,7 +34,10 @@ class Front(uvicorn.Server):
             uvicorn.Config(
                 self._answer,
                 interface="asgi3",
-                http="h11",
+                http=functools.partial(Connection, patience=settings.body_timeout),  # pyright: ignore[reportArgumentType]
+                h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+                ssl_certfile=settings.ssl_certfile,
+                ssl_keyfile=settings.ssl_keyfile,
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -65,15 +72,15 @@ class Front(uvicorn.Server):
         timer = asyncio.get_running_loop().call_later(self._timeout, self._end_unfinished)
         try:
             await super().shutdown(sockets)
+            if self._app is not None and (detached := self._app.state.shared.detached):
+                await asyncio.wait(detached)
         finally:
             timer.cancel()
 
     def _end_unfinished(self) -> None:
         if self._app is not None:
-            self._app.state.shared.engine.fail_unfinished(ServerStopping())
+            self._app.state.shared.fail_unfinished(ServerStopping())
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._app is not None:
-            await self._app(scope, receive, send)
-        else:
-            await describe(Loading()).response()(scope, receive, send)
+        app = self._app or Label(describe(Loading()).response())
+        await app(scope, receive, send)

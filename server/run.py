@@ -1,51 +1,60 @@
-"""`serve`: bind, start the engine, say where, serve, drain, end the engine, return an exit code."""
+"""`serve`: bind, start the engines, say where, serve, drain, end the engines, return an exit code."""
 
 import asyncio
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from core.config import EngineConfig
 from core.contracts.source import Progress
-from core.engine.async_engine import AsyncEngine
+from core.contracts.telemetry import ObserverFactory
 from core.errors import ConfigError
+from server.fleet import Fleet
 from server.settings import ServerSettings
+from server.state import State
 
 if TYPE_CHECKING:
     from server.front import Front
 
-LOOPBACK = ("127.", "::1", "localhost")
+UNREAD_BYTES = 128 * 1024
+"""Of an answer that its client does not read, so much waits in the system, which would otherwise hold megabytes."""
 
 
-def serve(config: EngineConfig, settings: ServerSettings, *, progress: Progress | None = None) -> int:
-    """Serve until SIGTERM or SIGINT, or until the engine dies. `progress` gets a line when something is slow.
-
-    Returns 0 after a stop that was asked for, 1 when the engine died. Raises ConfigError when the address
-    cannot be had, and what `AsyncEngine.start` raises.
-    """
-    with bound_socket(settings) as listener:
-        return asyncio.run(_serve(config, settings, listener, progress or _to_stderr))
-
-
-async def _serve(
-    config: EngineConfig, settings: ServerSettings, listener: socket.socket, progress: Progress
+def serve(
+    configs: EngineConfig | Sequence[EngineConfig],
+    settings: ServerSettings,
+    *,
+    progress: Progress | None = None,
 ) -> int:
-    starting = asyncio.ensure_future(
-        AsyncEngine.start(config, progress=progress, max_queued=settings.max_queued)
-    )
+    """Serve until SIGTERM or SIGINT, or until an engine dies for good. The first model is the default one.
+
+    progress  gets a line when something is slow
+
+    Returns 0 after a stop that was asked for, 1 when an engine died. Raises ConfigError when the address cannot be
+    had or the models cannot be served together, and what `AsyncEngine.start` raises.
+    """
+    listed = [configs] if isinstance(configs, EngineConfig) else configs
+    fleet = Fleet(listed, settings, progress or _to_stderr)
+    with bound_socket(settings) as listener:
+        return asyncio.run(_serve(fleet, settings, listener))
+
+
+async def _serve(fleet: Fleet, settings: ServerSettings, listener: socket.socket) -> int:
+    starting = asyncio.ensure_future(fleet.start())
     front = await asyncio.to_thread(_front, settings)
+    telemetry = await asyncio.to_thread(_telemetry)
     with _called_on_signals(front.stop):
         serving = asyncio.ensure_future(front.serve(sockets=[listener]))
         await asyncio.wait({serving, starting}, return_when=asyncio.FIRST_COMPLETED)
-        if not starting.done():  # asked to stop before the model was loaded
+        if not starting.done():  # asked to stop before the models were loaded
             starting.cancel()
             await asyncio.wait({starting})
         try:
-            engine = starting.result()
+            state = starting.result()
         except asyncio.CancelledError:
             return 0
         except BaseException:
@@ -53,9 +62,11 @@ async def _serve(
             await serving
             raise
         try:
-            return await _serve_engine(engine, settings, front, serving, _url(listener))
+            for factory in telemetry:
+                state.observe(factory)
+            return await _serve_fleet(fleet, state, front, serving, _url(listener, settings))
         finally:
-            await engine.close()
+            await fleet.close()
 
 
 def _front(settings: ServerSettings) -> "Front":
@@ -66,24 +77,34 @@ def _front(settings: ServerSettings) -> "Front":
     return Front(settings)
 
 
-async def _serve_engine(
-    engine: AsyncEngine, settings: ServerSettings, front: "Front", serving: "asyncio.Future[None]", url: str
-) -> int:
-    from server.app import create_app
+def _telemetry() -> list[ObserverFactory]:
+    """What plugins bring to watch requests. Raises ConfigError when something is wanted and cannot be had."""
+    from core.discovery import load_plugins
 
-    app = create_app(engine, settings)
-    front.open(app)
-    if settings.api_key is None and not settings.host.startswith(LOOPBACK):
+    started = [each.start() for each in load_plugins().telemetry.values()]
+    return [factory for factory in started if factory is not None]
+
+
+async def _serve_fleet(
+    fleet: Fleet, state: State, front: "Front", serving: "asyncio.Future[None]", url: str
+) -> int:
+    from server.app import app_of
+    from server.guard.hosts import is_local
+
+    front.open(app_of(state))
+    if not state.settings.api_key and not is_local(state.settings.host):
         _to_stderr(f"warning: everybody who can reach {url} can use this server; set an API key (--api-key)")
-    print(f"Serving {app.state.shared.model_name} on {url}", flush=True)
-    dying = asyncio.ensure_future(engine.wait_until_dead())
-    await asyncio.wait({serving, dying}, return_when=asyncio.FIRST_COMPLETED)
-    died = not engine.is_alive
+    print(f"Serving {', '.join(state.models)} on {url}", flush=True)
+    watching = asyncio.ensure_future(fleet.watch())
+    await asyncio.wait({serving, watching}, return_when=asyncio.FIRST_COMPLETED)
+    died = watching.done()
     if died:
-        _to_stderr(f"error: {await dying}; the server stops")
+        hint = "" if state.settings.restart_engine else " (--restart-engine would start it anew)"
+        _to_stderr(f"error: {watching.result()}; the server stops{hint}")
         front.stop()
     await serving
-    dying.cancel()
+    watching.cancel()
+    await asyncio.wait({watching})
     return 1 if died else 0
 
 
@@ -101,6 +122,7 @@ def bound_socket(settings: ServerSettings) -> Iterator[socket.socket]:
         ) from None
     with socket.socket(family, kind, protocol) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNREAD_BYTES)
         try:
             listener.bind(address)
             listener.listen()  # not before: two sockets that do not listen may share an address
@@ -128,9 +150,10 @@ def _called_on_signals(stop: Callable[[], None]) -> Iterator[None]:
             loop.remove_signal_handler(number)
 
 
-def _url(listener: socket.socket) -> str:
+def _url(listener: socket.socket, settings: ServerSettings) -> str:
+    scheme = "http" if settings.ssl_certfile is None else "https"
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def _to_stderr(line: str) -> None:

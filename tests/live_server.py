@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -14,9 +14,11 @@ from typing import Any, Self, TypeVar
 import httpx
 import openai
 import psutil
+from fastapi import FastAPI
 
 from core.config import EngineConfig
 from core.engine.async_engine import AsyncEngine
+from core.engine.room import Room
 from server.app import create_app
 from server.front import Front
 from server.run import bound_socket
@@ -47,7 +49,7 @@ class ThreadedServer:
         self._thread.start()
         self._fronts: list[tuple[Front, asyncio.Future[None]]] = []
         try:
-            self.engine: AsyncEngine = self.call(AsyncEngine.start(config, max_queued=max_queued))
+            self.engine: AsyncEngine = self.call(AsyncEngine.start(config, room=Room(max_queued)))
         except BaseException:
             self._end_thread()
             raise
@@ -62,22 +64,23 @@ class ThreadedServer:
     def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(PATIENCE_S)
 
-    def open(self, settings: ServerSettings) -> str:
-        """The address of one more front before the same engine."""
-        return self.call(self._open(settings))
+    def open(self, settings: ServerSettings, app: FastAPI | None = None) -> str:
+        """The address of one more front before the same engine, or before this app."""
+        return self.call(self._open(settings, app))
 
     def num_running(self) -> int:
         statistics = self.call(self.engine.statistics())
         return statistics.num_running + statistics.num_waiting
 
-    async def _open(self, settings: ServerSettings) -> str:
+    async def _open(self, settings: ServerSettings, app: FastAPI | None) -> str:
         front = Front(settings)
-        front.open(create_app(self.engine, settings))
+        front.open(app or create_app(self.engine, settings))
         with bound_socket(settings) as listener:
             port = listener.getsockname()[1]
             self._fronts.append((front, asyncio.ensure_future(front.serve(sockets=[listener.dup()]))))
-        await asyncio.to_thread(wait_for, lambda: _answers(f"http://127.0.0.1:{port}/health"))
-        return f"http://127.0.0.1:{port}"
+        url = f"{'http' if settings.ssl_certfile is None else 'https'}://127.0.0.1:{port}"
+        await asyncio.to_thread(wait_for, lambda: _answers(url))
+        return url
 
     async def _close(self) -> None:
         for front, serving in self._fronts:
@@ -86,25 +89,26 @@ class ThreadedServer:
         await self.engine.close()
 
     def _end_thread(self) -> None:
+        self.call(self._loop.shutdown_default_executor())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
-        self._loop.run_until_complete(self._loop.shutdown_default_executor())
         self._loop.close()
 
 
 class ServerProcess:
     """`serve` in a process, as the command line runs it."""
 
-    def __init__(self, engine: dict[str, Any], server: dict[str, Any]) -> None:
+    def __init__(self, engines: Sequence[dict[str, Any]], server: dict[str, Any]) -> None:
         code = (
             "import json, sys\n"
             "from core.config import EngineConfig\n"
             "from server.run import serve\n"
             "from server.settings import ServerSettings\n"
-            "engine, server = json.loads(sys.argv[1])\n"
-            "sys.exit(serve(EngineConfig(**engine), ServerSettings(**server)))\n"
+            "engines, server = json.loads(sys.argv[1])\n"
+            "sys.exit(serve([EngineConfig(**engine) for engine in engines], ServerSettings(**server)))\n"
         )
-        arguments = json.dumps([engine, {"port": 0, "served_model_name": NAME} | server])
+        usual = {"port": 0, "access_log": False} | ({"served_model_name": NAME} if len(engines) == 1 else {})
+        arguments = json.dumps([engines, usual | server])
         self.process = subprocess.Popen(
             [sys.executable, "-c", code, arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
@@ -114,8 +118,14 @@ class ServerProcess:
 
     @property
     def engine(self) -> psutil.Process:
-        (child,) = psutil.Process(self.process.pid).children()
+        (child,) = self.engines
         return child
+
+    @property
+    def engines(self) -> list[psutil.Process]:
+        """In the order in which they were started."""
+        children = psutil.Process(self.process.pid).children()
+        return sorted(children, key=psutil.Process.create_time)
 
     def wait(self) -> int:
         return self.process.wait(PATIENCE_S)
@@ -123,9 +133,10 @@ class ServerProcess:
 
 @contextmanager
 def server_process(
-    model: Path, engine: dict[str, Any] | None = None, **server: Any
+    *models: Path, engine: dict[str, Any] | None = None, **server: Any
 ) -> Iterator[ServerProcess]:
-    running = ServerProcess(engine_keywords(model) | (engine or {}), server)
+    """A server of these models, in a process of its own that is killed in the end."""
+    running = ServerProcess([engine_keywords(model) | (engine or {}) for model in models], server)
     try:
         yield running
     finally:
@@ -162,9 +173,10 @@ def _blocks(response: httpx.Response) -> list[str]:
 
 def _answers(url: str) -> bool:
     try:
-        return httpx.get(url).status_code == 200
+        httpx.get(url, verify=False)
     except httpx.TransportError:
         return False
+    return True
 
 
 def complete(client: openai.OpenAI, prompt: Any = "Once upon a time", **more: Any) -> Any:

@@ -21,7 +21,7 @@ def server(tiny_model: Callable[..., Path]) -> Iterator[ThreadedServer]:
 
 @pytest.fixture(scope="session")
 def url(server: ThreadedServer) -> str:
-    return server.open(ServerSettings(port=0, served_model_name=NAME))
+    return server.open(ServerSettings(port=0, served_model_name=NAME, access_log=False))
 
 
 @pytest.fixture(scope="session")

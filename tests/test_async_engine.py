@@ -17,7 +17,9 @@ import pytest
 from live_server import ThreadedServer, engine_keywords, gone
 
 from core.config import EngineConfig
+from core.contracts.telemetry import Observer
 from core.engine.async_engine import AsyncEngine
+from core.engine.room import Room
 from core.errors import (
     ConfigError,
     EngineDead,
@@ -221,7 +223,7 @@ def test_a_request_id_is_unique_while_it_is_used(server: ThreadedServer) -> None
 
 def test_the_queue_is_bounded_and_room_returns(model: Path) -> None:
     async def scenario() -> None:
-        async with started(model, max_queued=2) as engine:
+        async with started(model, room=Room(2)) as engine:
             first, second = await begun(engine), await begun(engine)
             with pytest.raises(QueueFull, match="max_queued") as caught:
                 await anext(engine.generate("a", GREEDY))
@@ -363,3 +365,28 @@ def test_two_engines_live_side_by_side(model: Path) -> None:
     one, two = asyncio.run(scenario())
 
     assert one == two
+
+
+class Raising(Observer):
+    """Fails at every event of one kind."""
+
+    def __init__(self, event: str) -> None:
+        setattr(self, event, self._fail)
+        self.times = 0
+
+    def _fail(self, *_: object) -> None:
+        self.times += 1
+        raise ValueError("an observer's own fault")
+
+
+@pytest.mark.parametrize("event", ["stepped", "began", "grew", "ended"])
+def test_an_observer_that_raises_is_left_out_and_harms_nobody(model: Path, event: str) -> None:
+    async def scenario() -> None:
+        async with started(model) as engine:
+            engine.observe(observer := Raising(event))
+            for _ in range(2):
+                assert (await asyncio.wait_for(last(engine.generate("Once", GREEDY)), 60)).finished
+            assert engine.is_alive
+            assert observer.times == 1
+
+    asyncio.run(scenario())

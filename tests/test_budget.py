@@ -110,6 +110,10 @@ class TestSize:
     def test_unasked_half_of_what_is_free_is_spent(self) -> None:
         assert plan(free_bytes=100 * BLOCK).num_blocks == (50,)
 
+    def test_an_engine_beside_others_takes_its_share_of_it(self) -> None:
+        assert plan(free_bytes=200 * BLOCK, memory_share=0.25).num_blocks == (25,)
+        assert plan(kv_cache_memory=50 * BLOCK, memory_share=0.25).num_blocks == (50,)
+
     def test_more_than_is_free_is_refused(self) -> None:
         says = r"kv_cache_memory is 51\.0 KiB and 50\.0 KiB are free beside the weights; choose less"
         with pytest.raises(InsufficientMemory, match=says) as caught:

@@ -186,7 +186,7 @@ def test_what_a_template_refuses_or_may_not_do_is_the_requests_error(source: str
 
 
 def test_a_conversation_that_renders_without_bound_is_cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat_module, "MAX_RENDERED_CHARACTERS", 1000)
+    monkeypatch.setattr(chat_module, "MAX_CHARACTERS", 1000)
     with pytest.raises(RequestError, match="exceeds 1,000 characters"):
         render("{% for i in range(90000) %}{% for j in range(90000) %}xxxx{% endfor %}{% endfor %}")
 

@@ -253,6 +253,14 @@ def test_engine_options_come_from_the_environment_too_and_the_command_line_wins(
     assert llm("generate", "hello", *GREEDY).code == 0
 
 
+def test_a_value_of_the_wrong_type_is_called_by_its_variable_or_option(
+    llm: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLM_PORT", "x")
+    assert "Invalid value for LLM_PORT" in llm("serve").err
+    assert "Invalid value for '--port'" in llm("serve", "--port", "y").err
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -137,6 +137,11 @@ class TestAsking:
             ("kv_cache_memory", 0, "more than 0"),
             ("kv_cache_memory", "0GiB", "more than 0"),
             ("kv_cache_memory", True, "512MiB"),
+            ("memory_share", 0, "above 0 up to 1"),
+            ("memory_share", 1.01, "above 0 up to 1"),
+            ("memory_share", math.nan, "above 0 up to 1"),
+            ("memory_share", True, "above 0 up to 1"),
+            ("memory_share", "half", "above 0 up to 1"),
         ],
     )
     def test_other_values_are_refused_naming_what_is_accepted(
@@ -157,6 +162,10 @@ class TestAsking:
         with pytest.raises(ConfigError, match="known: model, tokenizer"):
             EngineConfig.from_keywords(xyzzy=3)
 
+    def test_an_amount_of_memory_has_no_share(self) -> None:
+        with pytest.raises(ConfigError, match="leave one of them out"):
+            EngineConfig(memory_share=0.5, kv_cache_memory="1GiB")
+
     def test_it_cannot_be_changed(self) -> None:
         with pytest.raises(dataclasses.FrozenInstanceError):
             EngineConfig().seed = 1  # type: ignore[misc]
@@ -174,6 +183,7 @@ class TestResolving:
         theirs = settings(defaults=platform)
         assert (theirs.block_size, theirs.max_num_seqs, theirs.max_num_batched_tokens) == (32, 5, 77)
         assert (theirs.kv_cache_memory, theirs.dtype) == (99, "float16")
+        assert settings(defaults=platform, memory_share=0.5).kv_cache_memory == 49
         users = settings(
             defaults=platform,
             dtype="float32",

@@ -26,7 +26,19 @@ def pytest_run(tmp_path: Path) -> Run:
     def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         return subprocess.run(
-            [sys.executable, "-P", "-m", "pytest", "-p", "no:cacheprovider", "-ra", *plugin, *arguments],
+            [
+                sys.executable,
+                "-P",
+                "-m",
+                "pytest",
+                "-p",
+                "no:cacheprovider",
+                "-p",
+                "no:asyncio",
+                "-ra",
+                *plugin,
+                *arguments,
+            ],
             cwd=tmp_path,
             env={**os.environ, "PYTHONPATH": path, **variables},
             capture_output=True,

@@ -172,6 +172,7 @@ class TestBrokenHook:
             "core_model_sources",
             "core_model_aliases",
             "core_model_fallbacks",
+            "core_telemetry",
         ],
     )
     def test_an_answer_of_the_wrong_kind_loses_only_itself(self, load: Load, hook: str, answer: str) -> None:

@@ -16,6 +16,7 @@ import pytest
 import core
 
 ROOT = Path(__file__).resolve().parent.parent
+SHIPPED = {".py", ".cpp", ".h", ".txt", ".json", ".html", ".css", ".js", ".svg"}
 PACKAGES = {"core", "platforms", "plugins", "models", "server", "cli"}
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 METADATA = f"core-{core.__version__}.dist-info"
@@ -58,9 +59,9 @@ def test_the_wheel_installs_these_names_and_no_other(wheel: zipfile.ZipFile) -> 
     assert {name.partition("/")[0] for name in wheel.namelist()} == PACKAGES | {METADATA}
 
 
-def test_the_wheel_holds_every_module_and_kernel_source_and_nothing_else(wheel: zipfile.ZipFile) -> None:
+def test_the_wheel_holds_every_module_kernel_source_and_page_and_nothing_else(wheel: zipfile.ZipFile) -> None:
     files = (path for package in PACKAGES for path in (ROOT / package).rglob("*"))
-    expected = {str(p.relative_to(ROOT)) for p in files if p.suffix in (".py", ".cpp", ".h", ".txt", ".json")}
+    expected = {str(p.relative_to(ROOT)) for p in files if p.suffix in SHIPPED}
     shipped = {name for name in wheel.namelist() if not name.startswith(METADATA)}
     assert shipped == expected
 

@@ -30,6 +30,7 @@ NAMES = {
     "model": "acme-model",
     "source": "Shelf_of_Acme",
     "quantization": "acme-rows-quantization",
+    "telemetry": "acme-journal",
 }
 ENABLING = '# "rms_norm": Implementation'
 
@@ -125,6 +126,9 @@ class TestEveryKind:
         elif kind == "quantization":
             (quantization,) = plugins.quantizations.values()
             assert (quantization.name, quantization.contract) == ("acme-rows", VERSIONS[kind])
+        elif kind == "telemetry":
+            (telemetry,) = plugins.telemetry.values()
+            assert (telemetry.name, telemetry.contract) == ("acme-journal", VERSIONS[kind])
         else:
             (source,) = plugins.sources.values()
             assert (source.scheme, source.contract) == ("shelf-of-acme", VERSIONS[kind])

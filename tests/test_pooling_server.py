@@ -227,7 +227,12 @@ def test_no_text_is_tokenized_for_a_client_that_has_hung_up(tmp_path: Path) -> N
     async def send(message: Any) -> None:
         sent.append(message)
 
-    scope: dict[str, Any] = {"type": "http", "method": "POST", "path": "/v1/embeddings", "headers": []}
+    scope: dict[str, Any] = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/embeddings",
+        "headers": [(b"host", b"localhost")],
+    }
     scope |= {"query_string": b"", "http_version": "1.1"}
     with ThreadedServer(EngineConfig(**engine_keywords(make(tmp_path / "model", "Bert"))), 24) as running:
         app = create_app(running.engine, ServerSettings(port=0, served_model_name=NAME))

@@ -127,7 +127,7 @@ def test_other_stops_are_refused(stop: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "ids", [5, "5", ["5"], [1.5], [True], [-1], [2**31 + 1], [None], [[1]], {"a": 1}, math.nan]
+    "ids", [5, "5", ["5"], [1.5], [True], [-1], [2**31 + 1], [None], [[1]], {"a": 1}, math.nan, [0] * 1025]
 )
 def test_stop_token_ids_that_are_no_ids_are_refused(ids: Any) -> None:
     refused(stop_token_ids=ids)

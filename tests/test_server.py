@@ -1,15 +1,18 @@
 """OpenAI's API over a real socket, with OpenAI's own client, in front of a real engine: the answers."""
 
 from itertools import pairwise
+from typing import Any
 
 import httpx
+import msgspec
 import openai
 import pytest
-from live_server import CHAT, MAX_MODEL_LEN, NAME, chat, complete, events
+from live_server import CHAT, MAX_MODEL_LEN, NAME, ThreadedServer, chat, complete, events
 
 from core.outputs import CompletionOutput, Logprob
-from server.choices import Reader
-from server.logprobs import chat_logprobs, legacy_logprobs, positions
+from server.openai.choices import Reader
+from server.openai.fingerprint import system_fingerprint
+from server.openai.logprobs import chat_logprobs, legacy_logprobs, positions
 
 pytest_plugins = ("server_fixtures",)
 
@@ -33,7 +36,7 @@ def test_a_streamed_chat_answer_is_the_whole_one_in_pieces(client: openai.OpenAI
     assert [c.choices[0].finish_reason for c in chunks if c.choices[0].finish_reason] == ["length"]
 
 
-def test_the_event_stream_has_the_shape_that_strict_parsers_want(http: httpx.Client) -> None:
+def test_r12_the_event_stream_has_the_shape_that_strict_parsers_want(http: httpx.Client) -> None:
     body = {"model": NAME, "messages": CHAT, "max_tokens": 5, "stream": True, "ignore_eos": True}
     with http.stream(
         "POST", "/v1/chat/completions", json=body | {"stream_options": {"include_usage": True}}
@@ -59,6 +62,19 @@ def test_a_stream_without_include_usage_says_nothing_of_usage(http: httpx.Client
 
     assert done == "[DONE]"
     assert not any("usage" in chunk for chunk in chunks)
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_usage_can_come_with_every_chunk(http: httpx.Client, path: str) -> None:
+    asked = {"prompt": "a"} if path == "/v1/completions" else {"messages": CHAT}
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    body = asked | {"max_tokens": 5, "stream": True, "ignore_eos": True, "stream_options": options}
+    with http.stream("POST", path, json=body) as response:
+        *chunks, last, _ = events(response)
+
+    counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
+    assert counts == sorted(counts) and counts[-1] == 5
+    assert chunks[-1]["usage"] == last["usage"]
 
 
 def test_texts_and_token_ids_are_the_same_prompt(client: openai.OpenAI) -> None:
@@ -151,6 +167,40 @@ def test_echo_with_logprobs_scores_the_prompt_as_lm_eval_wants_it(client: openai
     assert unseen.usage.completion_tokens == 0
 
 
+def test_max_tokens_0_scores_the_prompt_or_nothing(client: openai.OpenAI) -> None:
+    for more in ({}, {"stream": True}):
+        answer = complete(client, "Once upon", max_tokens=0, logit_bias={"2": 100}, **more)
+        first = next(iter(answer)) if more else answer
+        assert (first.choices[0].text, first.choices[0].finish_reason) == ("", "length")
+
+    assert complete(client, "Once upon", max_tokens=0, n=2).usage.completion_tokens == 0
+    assert complete(client, "Once upon", max_tokens=0, logprobs=1).choices[0].logprobs.tokens == []
+
+
+def test_best_of_gives_the_likeliest_answers(client: openai.OpenAI) -> None:
+    def score(choice: Any) -> float:
+        return sum(choice.logprobs.token_logprobs)
+
+    drawn = complete(client, n=5, seed=11, temperature=1.0, logprobs=0)
+    ranked = sorted(drawn.choices, key=score, reverse=True)
+    best = complete(client, best_of=5, n=2, seed=11, temperature=1.0)
+
+    assert [choice.text for choice in best.choices] == [choice.text for choice in ranked[:2]]
+    assert len({choice.text for choice in drawn.choices}) == 5
+    assert [choice.index for choice in best.choices] == [0, 1]
+    assert best.choices[0].logprobs is None
+    assert best.usage.completion_tokens == drawn.usage.completion_tokens
+
+
+def test_best_of_several_prompts_numbers_their_choices_prompt_by_prompt(client: openai.OpenAI) -> None:
+    given = {"best_of": 3, "seed": 11, "temperature": 1.0, "logprobs": 1}
+    together = complete(client, ["Once upon a time", "Far away"], **given).choices
+    alone = [complete(client, prompt, **given).choices[0] for prompt in ("Once upon a time", "Far away")]
+
+    assert [choice.index for choice in together] == [0, 1]
+    assert [choice.text for choice in together] == [choice.text for choice in alone]
+
+
 def test_a_streamed_echo_begins_with_the_prompt(client: openai.OpenAI) -> None:
     chunks = list(complete(client, "Once upon", echo=True, stream=True, logprobs=0, max_tokens=4))
     whole = complete(client, "Once upon", echo=True, logprobs=0, max_tokens=4).choices[0]
@@ -183,6 +233,7 @@ def test_usage_counts_prompt_answers_and_what_was_cached(client: openai.OpenAI) 
     for usage in (first.usage, second.usage):
         assert (usage.prompt_tokens, usage.completion_tokens) == (num_prompt, 48)
         assert usage.total_tokens == num_prompt + 48
+        assert usage.completion_tokens_details.reasoning_tokens == 0
     assert first.usage.prompt_tokens_details.cached_tokens == 0
     assert num_prompt > second.usage.prompt_tokens_details.cached_tokens > num_prompt // 2
 
@@ -197,6 +248,55 @@ def test_a_stop_string_ends_the_answer_and_never_shows(client: openai.OpenAI) ->
     assert (whole.text, whole.finish_reason) == (before, "stop")
     assert "".join(chunk.text for chunk in chunks) == before
     assert chunks[-1].finish_reason == "stop"
+
+
+def test_r9_streamed_characters_are_whole(client: openai.OpenAI) -> None:
+    for seed in range(6):
+        given = {"seed": seed, "temperature": 2.0, "max_tokens": 64}
+        whole = complete(client, **given).choices[0].text
+        parts = [chunk.choices[0].text for chunk in complete(client, stream=True, **given)]
+
+        assert "".join(parts) == whole
+
+
+def test_r10_no_split_of_a_stop_string_leaks(client: openai.OpenAI) -> None:
+    free = complete(client, max_tokens=32).choices[0].text
+    for start in range(8, 24):
+        stop = free[start : start + 3]
+        before = free[: free.index(stop)]
+        whole = complete(client, max_tokens=32, stop=stop).choices[0]
+        parts = [chunk.choices[0].text for chunk in complete(client, max_tokens=32, stop=stop, stream=True)]
+
+        assert (whole.text, whole.finish_reason, "".join(parts)) == (before, "stop", before)
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+@pytest.mark.parametrize(
+    ("more", "reason", "cause"),
+    [
+        ({"max_tokens": 3}, "length", None),
+        ({"max_tokens": 1}, "length", None),
+        ({"logit_bias": {"2": 100}}, "stop", None),
+        ({"logit_bias": {"2": 100}, "ignore_eos": True}, "length", None),
+        ({"logit_bias": {"70": 100}, "stop_token_ids": [70]}, "stop", 70),
+        ({"logit_bias": {"70": 100}, "stop": "bbb"}, "stop", "bbb"),
+        ({"logit_bias": {"70": 100}, "stop": "bbbb", "max_tokens": 3}, "length", None),
+        ({"logit_bias": {"70": 100}, "stop": "bbb", "max_tokens": 3}, "stop", "bbb"),
+    ],
+)
+def test_r11_why_an_answer_ended_is_said_once_and_the_same_in_a_stream(
+    http: httpx.Client, path: str, more: dict[str, Any], reason: str, cause: Any
+) -> None:
+    asked = {"prompt": "a"} if path == "/v1/completions" else {"messages": CHAT}
+    body = asked | {"max_tokens": 8, "temperature": 0, "n": 2} | more
+    whole = http.post(path, json=body).json()["choices"]
+    with http.stream("POST", path, json=body | {"stream": True}) as response:
+        *chunks, _ = events(response)
+
+    ends = [c["choices"][0] for c in chunks if c["choices"][0]["finish_reason"] is not None]
+    assert sorted(end["index"] for end in ends) == [0, 1]
+    for choice in (*whole, *ends):
+        assert (choice["finish_reason"], choice["stop_reason"]) == (reason, cause)
 
 
 def test_logit_bias_and_stop_token_ids_reach_the_sampler(http: httpx.Client) -> None:
@@ -228,6 +328,21 @@ def test_content_may_come_in_text_parts_and_a_developer_is_a_system(client: open
     assert in_parts.choices[0].message.content == at_once.choices[0].message.content
 
 
+def test_an_answer_may_continue_the_last_message(client: openai.OpenAI, http: httpx.Client) -> None:
+    whole = chat(client).choices[0].message.content
+    ids = http.post("/tokenize", json={"messages": CHAT}).json()["tokens"]
+    begun = [*CHAT, {"role": "assistant", "content": "They come "}]
+    open_ids = http.post("/tokenize", json={"messages": begun, "continue_final_message": True}).json()[
+        "tokens"
+    ]
+    body = {"messages": begun, "continue_final_message": True, "temperature": 0, "max_tokens": 8}
+    answer = http.post("/v1/chat/completions", json=body | {"ignore_eos": True}).json()["choices"][0]
+
+    assert open_ids[: len(ids)] == ids
+    assert complete(client, open_ids, max_tokens=8).choices[0].text == answer["message"]["content"]
+    assert not whole.startswith(answer["message"]["content"])
+
+
 def test_an_answer_can_be_sent_back_as_the_client_dumps_it(client: openai.OpenAI) -> None:
     message = chat(client).choices[0].message
 
@@ -240,6 +355,7 @@ def test_models_are_listed_and_found_by_name(client: openai.OpenAI, http: httpx.
     (model,) = client.models.list().data
 
     assert model.id == NAME
+    assert (model.object, model.owned_by) == ("model", "core")
     assert client.models.retrieve(NAME).id == NAME
     assert http.get("/v1/models").json()["data"][0]["max_model_len"] == MAX_MODEL_LEN
     with pytest.raises(openai.NotFoundError) as caught:
@@ -249,6 +365,18 @@ def test_models_are_listed_and_found_by_name(client: openai.OpenAI, http: httpx.
 
 def test_the_model_may_be_left_out(http: httpx.Client) -> None:
     assert http.post("/v1/completions", json={"prompt": "a", "max_tokens": 1}).json()["model"] == NAME
+
+
+def test_a_fingerprint_says_what_a_seeds_answers_depend_on(
+    client: openai.OpenAI, server: ThreadedServer
+) -> None:
+    info = server.engine.info
+    answer, completion = chat(client), complete(client)
+    chunks = [*chat(client, stream=True), *complete(client, stream=True)]
+
+    assert answer.service_tier == "default"
+    assert {a.system_fingerprint for a in (answer, completion, *chunks)} == {system_fingerprint(info)}
+    assert system_fingerprint(info) != system_fingerprint(msgspec.structs.replace(info, dtype="bfloat16"))
 
 
 def test_a_reader_keeps_tokens_back_until_they_have_text() -> None:

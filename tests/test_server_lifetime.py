@@ -83,6 +83,26 @@ def test_a_killed_engine_ends_its_streams_with_an_error_and_the_server_with_code
         assert "SIGKILL" in said and "Traceback" not in said
 
 
+def test_an_engine_that_hangs_is_killed_after_its_stacks_are_written(model: Path) -> None:
+    with (
+        server_process(model, engine_timeout=3, progress_timeout=0.3) as server,
+        long_stream(server.url) as lines,
+    ):
+        engine = server.engine
+        assert httpx.get(f"{server.url}/health/progress").status_code == 200
+        engine.suspend()
+
+        wait_for(lambda: httpx.get(f"{server.url}/health/progress").status_code == 503, patience=2)
+        assert httpx.get(f"{server.url}/health/progress").json()["error"]["code"] == "engine_silent"
+        assert httpx.get(f"{server.url}/health").status_code == 200
+        assert last_error(lines)["code"] == "engine_dead"
+        assert server.wait() == 1
+        assert gone(engine)
+        assert server.process.stderr is not None
+        said = server.process.stderr.read()
+        assert "said nothing for 3 s" in said and "most recent call first" in said
+
+
 def test_termination_lets_a_running_answer_end(model: Path) -> None:
     with server_process(model, shutdown_timeout=60) as server, long_stream(server.url, 200) as lines:
         server.process.terminate()
@@ -174,6 +194,10 @@ def test_a_model_that_cannot_be_loaded_is_the_servers_error(tmp_path: Path) -> N
         ("api_key", " "),
         ("served_model_name", ""),
         ("max_body_bytes", 1),
+        ("allowed_hosts", "https://llm.example.com"),
+        ("allowed_hosts", "llm.example.com:8000"),
+        ("allowed_origins", "chat.example.com"),
+        ("allowed_origins", "https://chat.example.com/page"),
     ],
 )
 def test_a_setting_outside_its_range_is_refused_by_name(setting: str, value: Any) -> None:

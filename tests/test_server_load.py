@@ -1,6 +1,5 @@
 """Many clients at once, clients that leave, and an engine that dies under them."""
 
-import asyncio
 import json
 import os
 import signal
@@ -61,41 +60,8 @@ def test_bad_requests_do_not_disturb_a_stream_beside_them(client: openai.OpenAI,
     assert text == undisturbed
 
 
-def test_more_requests_than_may_be_unfinished_are_sent_away_and_the_rest_is_served(url: str) -> None:
-    async def burst() -> list[Any]:
-        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0) as client:
-            asks = [
-                client.completions.create(
-                    model=NAME, prompt=[5, 6, i], max_tokens=60, extra_body={"ignore_eos": True}
-                )
-                for i in range(3 * MAX_QUEUED)
-            ]
-            return await asyncio.gather(*asks, return_exceptions=True)
-
-    outcomes = asyncio.run(burst())
-    shed = [outcome for outcome in outcomes if isinstance(outcome, openai.RateLimitError)]
-    served = [outcome for outcome in outcomes if not isinstance(outcome, BaseException)]
-
-    assert len(served) >= MAX_QUEUED
-    assert len(shed) == len(outcomes) - len(served) > 0
-    assert all(outcome.usage.completion_tokens == 60 for outcome in served)
-    assert all(int(refusal.response.headers["retry-after"]) >= 1 for refusal in shed)
-
-
 def test_one_body_with_more_prompts_than_the_server_holds_is_a_bad_request(http: httpx.Client) -> None:
     assert refused(http, "/v1/completions", {"prompt": ["a"] * (MAX_QUEUED + 1)})["param"] == "prompt"
-
-
-def test_health_answers_while_a_huge_prompt_is_checked(http: httpx.Client, url: str) -> None:
-    body = json.dumps({"prompt": "word " * 400_000})
-    with ThreadPoolExecutor(1) as pool:
-        huge = pool.submit(httpx.post, f"{url}/v1/completions", content=body, timeout=60)
-        latencies = []
-        while not huge.done():
-            latencies.append(http.get("/health").elapsed.total_seconds())
-
-    assert huge.result().json()["error"]["code"] == "context_length_exceeded"
-    assert max(latencies) < 1.0
 
 
 @pytest.mark.parametrize(

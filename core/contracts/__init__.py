@@ -11,10 +11,11 @@
     model.py          Architecture, Model: what an architecture plugin brings
     source.py         ModelSource: where a model's files come from
     packing.py        Quantization, Scheme: how a quantised checkpoint packs its weights
+    telemetry.py      Telemetry, Observer: what watches requests
 
 Around it stands what keeps it an agreement:
 
-    versions.py    the four contracts (platform, model, source, quantization), and which versions of each are taken
+    versions.py    the five contracts (platform, model, source, quantization, telemetry), and what is taken of each
     surface.py     what a contract asks, as plain data; history/ has it of every version
     changelog.py   what changed from one to the next
     adapters.py    plugins of the major version before, made to keep this one

@@ -1,6 +1,6 @@
 """Which versions of the contracts there are, and which of them this core still takes.
 
-There are four contracts, each with a version of its own. A plugin states, as `contract`, the version of the one
+There are five contracts, each with a version of its own. A plugin states, as `contract`, the version of the one
 it was written for: a platform that of "platform", and so on. The modules that make up a contract are its chapters.
 What each version asks lies in `history/`, as plain data; what changed, and why, in `changelog`.
 """
@@ -15,6 +15,7 @@ VERSIONS: Mapping[str, Version] = {
     "model": (1, 0),
     "source": (1, 0),
     "quantization": (1, 0),
+    "telemetry": (1, 0),
 }
 """(major, minor) of each contract. Major: something was removed or means something else; minor: something was added."""
 
@@ -36,6 +37,7 @@ CHAPTERS: Mapping[str, tuple[str, ...]] = {
     "model": ("model",),
     "source": ("source",),
     "quantization": ("packing",),
+    "telemetry": ("telemetry",),
 }
 """Modules of `core.contracts`, by the contract that they belong to."""
 

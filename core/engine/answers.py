@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Self
 
+from core.errors import DeadlineExceeded
 from core.outputs import RequestOutput
 
 
@@ -22,6 +23,7 @@ class Answers(AsyncIterator[RequestOutput]):
         self._changed: dict[str, RequestOutput] = {}
         self._error: Exception | None = None
         self._event = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -49,13 +51,25 @@ class Answers(AsyncIterator[RequestOutput]):
         self._cut_off = self._cut_off or bool(self._unfinished)
         unfinished, self._unfinished = self._unfinished, set[str]()
         self._drop(unfinished)
-        self._event.set()
+        self._end()
+
+    def expire_in(self, seconds: float) -> None:
+        """Abort what is unfinished by then; iteration raises DeadlineExceeded."""
+        error = DeadlineExceeded(f"the answer was not finished in {seconds:g} s")
+        self._timer = asyncio.get_running_loop().call_later(seconds, self.end, error)
+
+    def end(self, error: Exception) -> None:
+        """Abort what is unfinished; iteration raises this error."""
+        self.close()
+        self.fail(error)
 
     def put(self, output: RequestOutput) -> None:
         """For the engine: this output has grown."""
         self._changed[output.request_id] = output
         if output.finished:
             self._unfinished.discard(output.request_id)
+        if not self._unfinished:
+            self._end()
         self._event.set()
 
     def fail(self, error: Exception) -> None:
@@ -63,4 +77,9 @@ class Answers(AsyncIterator[RequestOutput]):
         self._error = error
         self._cut_off = True
         self._unfinished.clear()
+        self._end()
+
+    def _end(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
         self._event.set()

@@ -14,19 +14,24 @@ import logging
 import uuid
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from time import monotonic
 from typing import Any, Self
 
 from core.config import EngineConfig
 from core.contracts.source import Progress
+from core.contracts.telemetry import Observer
 from core.engine import messages as m
 from core.engine.answers import Answers
-from core.engine.delivery import Delivery
 from core.engine.engine import EngineInfo, EngineStatistics
 from core.engine.intake import Intake, Messages
 from core.engine.link import EngineLink
+from core.engine.observers import Observers
+from core.engine.readers import Readers
 from core.engine.request import Request
-from core.errors import CoreError, EngineDead, QueueFull, RequestError
+from core.engine.room import Room
+from core.errors import EngineDead
 from core.outputs import RequestOutput
 from core.pooling_params import PoolingParams
 from core.sampling_params import SamplingParams
@@ -34,32 +39,31 @@ from core.text.tokenizer import Tokenizer, load_tokenizer
 
 log = logging.getLogger("core.engine")
 
-DEFAULT_MAX_QUEUED = 1024
-
 
 class AsyncEngine:
     """Made by `start`. Methods are for the event loop's thread."""
 
-    def __init__(self, link: EngineLink, intake: Intake, info: EngineInfo, max_queued: int) -> None:
+    def __init__(self, link: EngineLink, intake: Intake, info: EngineInfo, room: Room) -> None:
         self.info = info
+        self.room = room
+        self.latest: EngineStatistics | None = None
         self._link = link
-        self._intake = intake
-        self._delivery = Delivery(intake.tokenizer)
-        self._max_queued = max_queued
-        self._answers: dict[str, Answers] = {}
-        self._preparing = 0
+        self.intake = intake
+        self._observers = Observers()
+        self._readers = Readers(intake.tokenizer, room, self._observers)
+        self._heard_at = self._stepped_at = monotonic()
         self._asked: deque[asyncio.Future[EngineStatistics]] = deque()
         self._death: str | None = None
         self._listener = asyncio.create_task(self._listen())
 
     @classmethod
     async def start(
-        cls, config: EngineConfig, *, progress: Progress | None = None, max_queued: int = DEFAULT_MAX_QUEUED
+        cls, config: EngineConfig, *, progress: Progress | None = None, room: Room | None = None
     ) -> Self:
         """Start the engine process and wait for the model to be loaded.
 
-        progress    called with one line whenever something slow begins
-        max_queued  requests that may be unfinished at once; QueueFull is raised for more
+        progress  called with one line whenever something slow begins
+        room      how much may wait at once; QueueFull is raised for more
 
         Raises what `build_engine` raises, or EngineDead.
         """
@@ -69,17 +73,13 @@ class AsyncEngine:
             loading.append(asyncio.ensure_future(asyncio.to_thread(load_tokenizer, Path(path))))
             loading[0].add_done_callback(_forget)
 
-        link, info = await EngineLink.start(config, progress or _silent, located)
+        link, info = await EngineLink.start(config, progress or (lambda line: None), located)
         try:
             intake = Intake(info, await loading[0] if loading else None)
         except BaseException:
             await link.close(at_once=True)
             raise
-        return cls(link, intake, info, max_queued)
-
-    @property
-    def intake(self) -> Intake:
-        return self._intake
+        return cls(link, intake, info, room or Room())
 
     @property
     def is_alive(self) -> bool:
@@ -92,25 +92,39 @@ class AsyncEngine:
 
     @property
     def num_unfinished(self) -> int:
-        return len(self._answers) + self._preparing
+        return self.room.num_requests
+
+    @property
+    def silent_for(self) -> float:
+        """Seconds since the engine last said something, while there is something that it owes; else 0."""
+        return monotonic() - self._heard_at if self._owes else 0.0
+
+    @property
+    def stalled_for(self) -> float:
+        """Seconds without a step while requests are unfinished, whatever else the engine says; else 0."""
+        return monotonic() - self._stepped_at if self.is_alive and self._readers else 0.0
+
+    @property
+    def _owes(self) -> bool:
+        return self.is_alive and bool(self._readers or self._asked)
+
+    def observe(self, observer: Observer) -> None:
+        """Tell this observer of everything from now on."""
+        self._observers.add(observer)
+
+    def say_stacks(self) -> None:
+        """Have the engine's process write what its threads do to standard error, even while it hangs."""
+        self._link.say_stacks()
+
+    def kill(self, reason: str) -> None:
+        """End the engine at once, because it hangs; whoever waits for it is told why."""
+        self._die(reason)
+        self._link.kill()
 
     def check_health(self) -> None:
         """Raises EngineDead when nothing can be asked of the engine any more."""
         if not self.is_alive:
             raise EngineDead(self._death or "the engine process is ending")
-
-    def check_room(self, num_requests: int = 1) -> None:
-        """Raises QueueFull when so many more requests cannot be taken now, RequestError when never."""
-        if num_requests > self._max_queued:
-            raise RequestError(
-                f"{num_requests:,} requests at once; at most {self._max_queued:,} are taken (max_queued)",
-                parameter="prompt",
-            )
-        if self.num_unfinished + num_requests > self._max_queued:
-            raise QueueFull(
-                f"{self.num_unfinished:,} requests are unfinished and at most {self._max_queued:,} may be "
-                "(max_queued); send this one again later"
-            )
 
     async def request(
         self, prompt: str | Sequence[int], params: SamplingParams | None = None, **options: Any
@@ -119,35 +133,38 @@ class AsyncEngine:
 
         Raises RequestError, QueueFull, EngineDead.
         """
-        return await self._prepare(self._intake.request, prompt, params, options)
+        return await self._prepare(self.intake.request, prompt, params, options)
 
     async def chat_request(
         self, messages: Messages, params: SamplingParams | None = None, **options: Any
     ) -> Request:
         """The same for a conversation; options are `Intake.chat_request`'s."""
-        return await self._prepare(self._intake.chat_request, messages, params, options)
+        return await self._prepare(self.intake.chat_request, messages, params, options)
 
     async def pooling_request(
         self, prompt: str | Sequence[int], params: PoolingParams | None = None, **options: Any
     ) -> Request:
         """The same for a text that is pooled; options are `Intake.pooling_request`'s."""
-        return await self._prepare(self._intake.pooling_request, prompt, params or PoolingParams(), options)
+        return await self._prepare(self.intake.pooling_request, prompt, params or PoolingParams(), options)
 
-    def submit(self, requests: Sequence[Request], prompts: Sequence[str | None] = ()) -> Answers:
-        """Send checked requests, all or none; `prompts` are their texts, for the outputs.
+    def submit(
+        self, requests: Sequence[Request], prompts: Sequence[str | None] = (), timeout: float | None = None
+    ) -> Answers:
+        """Send checked requests, all or none.
+
+        prompts  their texts, for the outputs
+        timeout  seconds after which what is unfinished is ended, and its reader gets DeadlineExceeded
 
         Raises QueueFull, EngineDead, and RequestError when a request id is in use.
         """
         self.check_health()
-        self.check_room(len(requests))
-        ids = [request.request_id for request in requests]
-        taken = self._answers.keys() & ids
-        if taken or len(set(ids)) < len(ids):
-            raise RequestError(f"request id {', '.join(taken) or ids[0]} is in use", parameter="request_id")
-        answers = Answers(ids, self.drop)
-        for i, request in enumerate(requests):
-            self._delivery.register(request, prompts[i] if prompts else None)
-            self._answers[request.request_id] = answers
+        self._expect()
+        if not self._readers:
+            self._stepped_at = monotonic()
+        answers = self._readers.register(requests, prompts, self.drop)
+        if timeout is not None:
+            answers.expire_in(timeout)
+        for request in requests:
             self._link.send(m.AddRequest(request))
         return answers
 
@@ -179,7 +196,7 @@ class AsyncEngine:
     ) -> AsyncGenerator[RequestOutput]:
         """`generate` for a conversation. Without `params` the answer may fill the context."""
         if params is None:
-            params = self._intake.default_params(max_tokens=None)
+            params = self.intake.default_params(max_tokens=None)
         request = await self.chat_request(messages, params, **options)
         with self.submit([request]) as answers:
             async for output in answers:
@@ -187,31 +204,28 @@ class AsyncEngine:
 
     def abort(self, request_id: str) -> None:
         """End a request; its output finishes with "abort". Ids that are not under way are ignored."""
-        if request_id in self._answers:
+        if request_id in self._readers:
             self._link.send(m.Abort([request_id]))
 
     def drop(self, request_ids: Iterable[str]) -> None:
         """End requests whose answers nobody reads any more."""
-        known = [request_id for request_id in request_ids if self._answers.pop(request_id, None) is not None]
-        for request_id in known:
-            self._delivery.forget(request_id)
-        if known:
+        if known := self._readers.drop(request_ids):
             self._link.send(m.Abort(known))
 
     def fail_unfinished(self, error: Exception) -> None:
         """Abort everything under way; its readers get this error."""
-        open_answers = set(self._answers.values())
-        self.drop(list(self._answers))
-        for answers in open_answers:
-            answers.fail(error)
+        if known := self._readers.cut_off(error):
+            self._link.send(m.Abort(known))
 
     async def statistics(self) -> EngineStatistics:
         """A snapshot, taken by the engine between two steps. Raises EngineDead."""
         self.check_health()
-        future = asyncio.get_running_loop().create_future()
-        self._asked.append(future)
-        self._link.send(m.AskStatistics())
-        return await future
+        return await self._ask()
+
+    def ping(self) -> None:
+        """Have the engine say something, so that `silent_for` tells whether it hangs; `latest` is renewed, too."""
+        if self.is_alive and not self._asked:
+            self._ask().add_done_callback(_forget)
 
     async def wait_until_dead(self) -> str:
         """Returns the reason once the engine is gone, closed or not."""
@@ -233,13 +247,12 @@ class AsyncEngine:
         options: dict[str, Any],
     ) -> Request:
         self.check_health()
-        self.check_room()
+        self.room.check()
         options.setdefault("request_id", uuid.uuid4().hex)
-        self._preparing += 1
-        try:
-            return await asyncio.to_thread(make, prompt, params or self._intake.default_params(), **options)
-        finally:
-            self._preparing -= 1
+        arrived_at = monotonic()
+        with self.room.preparing():
+            made = await asyncio.to_thread(make, prompt, params or self.intake.default_params(), **options)
+        return replace(made, arrived_at=arrived_at)
 
     async def _listen(self) -> None:
         try:
@@ -252,18 +265,19 @@ class AsyncEngine:
             self._die(f"the engine's client failed: {type(error).__name__}: {error}")
 
     def _take(self, message: m.FromEngine) -> None:
+        if self._death is not None:  # it was killed, and said something before
+            return
+        self._heard_at = monotonic()
         match message:
-            case m.Deltas(deltas):
-                outputs, stopped = self._delivery.apply(deltas)
-                if stopped:
+            case m.Deltas(deltas, statistics):
+                self._stepped_at = self._heard_at
+                self._note(statistics)
+                if stopped := self._readers.deliver(deltas):
                     self._link.send(m.Stop(stopped))
-                for output in outputs:
-                    self._answers[output.request_id].put(output)
-                    if output.finished:
-                        del self._answers[output.request_id]
             case m.Failed(request_id=str(request_id)):
-                self._refuse(request_id, m.raised_again(message))
+                self._readers.refuse(request_id, m.raised_again(message))
             case m.Statistics(statistics):
+                self._note(statistics)
                 waiting = self._asked.popleft()
                 if not waiting.done():
                     waiting.set_result(statistics)
@@ -272,33 +286,35 @@ class AsyncEngine:
             case m.Progress() | m.Located() | m.Ready() | m.Failed():
                 raise EngineDead(f"the engine said {type(message).__name__} out of turn")
 
-    def _refuse(self, request_id: str, error: CoreError) -> None:
-        answers = self._answers.get(request_id)
-        if answers is not None:
-            answers.close()
-            answers.fail(error)
+    def _note(self, statistics: EngineStatistics) -> None:
+        self.latest = statistics
+        self._observers.stepped(statistics)
+
+    def _ask(self) -> "asyncio.Future[EngineStatistics]":
+        future: asyncio.Future[EngineStatistics] = asyncio.get_running_loop().create_future()
+        self._expect()
+        self._asked.append(future)
+        self._link.send(m.AskStatistics())
+        return future
+
+    def _expect(self) -> None:
+        """Something is going to be asked: if nothing was, silence counts from now."""
+        if not self._owes:
+            self._heard_at = monotonic()
 
     def _die(self, reason: str) -> None:
         """Remember the first reason, and tell everybody who waits."""
         if self._death is not None:
             return
         self._death = reason
-        for answers in set(self._answers.values()):
-            answers.fail(EngineDead(reason))
-        for request_id in self._answers:
-            self._delivery.forget(request_id)
-        self._answers.clear()
+        self._readers.die(reason)
         for waiting in self._asked:
             if not waiting.done():
                 waiting.set_exception(EngineDead(reason))
         self._asked.clear()
 
 
-def _forget(loading: "asyncio.Future[Tokenizer]") -> None:
-    """A tokenizer that fails matters only if the engine comes up; then it is awaited."""
-    if not loading.cancelled():
-        loading.exception()
-
-
-def _silent(line: str) -> None:
-    return
+def _forget(done: "asyncio.Future[Any]") -> None:
+    """Its failure matters only to whoever awaits it."""
+    if not done.cancelled():
+        done.exception()

@@ -66,8 +66,9 @@ def plan_cache(
 ) -> CachePlan:
     """Spend the cache's memory on blocks.
 
-    The memory is what was asked for, else half of what is free, and no more than every sequence could use at
-    once. A context that nobody asked for shrinks to what fits; one that was asked for is refused.
+    The memory is what was asked for, else this engine's share of half of what is free, and no more than every
+    sequence could use at once. A context that nobody asked for shrinks to what fits; one that was asked for
+    is refused.
 
     storages    per group, what `Runner.storage_bytes` says of it
     free_bytes  on the device, now that the weights are loaded
@@ -75,7 +76,7 @@ def plan_cache(
     """
     sizes = _Sizes(settings, groups, storages, alignment)
     asked = settings.kv_cache_memory
-    budget = free_bytes // 2 if asked is None else asked
+    budget = int(free_bytes // 2 * settings.memory_share) if asked is None else asked
     if budget > free_bytes:
         raise InsufficientMemory(
             f"kv_cache_memory is {format_bytes(budget)} and {format_bytes(free_bytes)} are free beside the weights; "

@@ -102,6 +102,8 @@ def _info(
         eos_token_ids=eos,
         sampling_defaults=defaults,
         num_kv_tokens=plan.num_tokens,
+        block_size=settings.block_size,
+        prefix_caching=settings.enable_prefix_caching,
         kv_cache_bytes=plan.total_bytes,
         ledger=context.ledger.as_dicts(),
     )

@@ -5,11 +5,13 @@ The engine knows tokens only; here they become what the caller asked for.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from time import monotonic
 
 from core.contracts.runner import TokenLogprobs
+from core.contracts.telemetry import Observer
 from core.engine.engine import SequenceDelta
 from core.engine.request import Request
-from core.outputs import CompletionOutput, Logprob, PositionLogprobs, RequestOutput
+from core.outputs import CompletionOutput, Logprob, PositionLogprobs, RequestOutput, RequestTimes
 from core.text.detokenizer import Detokenizer, StopChecker
 from core.text.tokenizer import Tokenizer
 
@@ -19,6 +21,7 @@ class _Answer:
     output: CompletionOutput
     detokenizer: Detokenizer | None
     stops: StopChecker
+    grown_at: float | None = None
 
 
 @dataclass(slots=True)
@@ -31,8 +34,9 @@ class _Delivery:
 class Delivery:
     """The outputs of every request that is under way. One owner calls it."""
 
-    def __init__(self, tokenizer: Tokenizer | None) -> None:
+    def __init__(self, tokenizer: Tokenizer | None, observer: Observer | None = None) -> None:
         self._tokenizer = tokenizer
+        self._observer = observer or Observer()
         self._deliveries: dict[str, _Delivery] = {}
 
     def register(self, request: Request, prompt: str | None = None) -> RequestOutput:
@@ -59,13 +63,20 @@ class Delivery:
             prompt_token_ids=request.prompt_token_ids,
             outputs=[answer.output for answer in answers],
             prompt_logprobs=None if params.prompt_logprobs is None else [None],
+            times=RequestTimes(request.arrived_at),
         )
         self._deliveries[request.request_id] = _Delivery(request, output, answers)
         return output
 
     def forget(self, request_id: str) -> None:
-        """Expect nothing more for this request."""
-        self._deliveries.pop(request_id, None)
+        """Expect nothing more for this request; answers that have not ended are marked "abort"."""
+        delivery = self._deliveries.pop(request_id, None)
+        if delivery is None:
+            return
+        for answer in delivery.answers:
+            if answer.output.finish_reason is None:
+                answer.output.finish_reason = "abort"
+        self._observer.ended(delivery.request, delivery.output)
 
     def fail(self, error: str) -> list[str]:
         """End every request under way with this error; returns their ids."""
@@ -110,6 +121,7 @@ class Delivery:
             result.prompt_logprobs += [self._named(position) for position in delta.prompt_logprobs]
         output.token_ids += delta.token_ids
         self._add_logprobs(output, delta.logprobs)
+        self._note_times(answer, delivery, delta)
         hit = self._add_text(answer, delivery.request, delta)
         if hit is not None:
             output.finish_reason, output.stop_reason = "stop", hit
@@ -117,6 +129,20 @@ class Delivery:
         output.finish_reason, output.stop_reason = delta.finish_reason, delta.stop_token
         result.pooled = delta.pooled
         return False
+
+    def _note_times(self, answer: _Answer, delivery: _Delivery, delta: SequenceDelta) -> None:
+        result, times = delivery.output, delivery.output.times
+        assert times is not None
+        if times.admitted is None:
+            times.admitted = delta.admitted_at
+        if not delta.token_ids and delta.pooled is None:
+            return
+        now, before = monotonic(), answer.grown_at
+        answer.grown_at = times.last_token = now
+        if times.first_token is None:
+            times.first_token = now
+            self._observer.began(delivery.request, result)
+        self._observer.grew(result, len(delta.token_ids), None if before is None else now - before)
 
     def _add_text(self, answer: _Answer, request: Request, delta: SequenceDelta) -> str | None:
         """Append the text of new tokens; returns the stop string they completed, if any."""

@@ -27,7 +27,7 @@ class EngineInfo(msgspec.Struct, kw_only=True, frozen=True):
     pooling         what it makes of a text; None: it generates
     quantization    "none", or the formats in which linear layers are held, with commas between
     kv_cache_dtype  what keys and values are held in
-    num_kv_tokens   tokens that the whole KV cache holds
+    num_kv_tokens   tokens that the whole KV cache holds, `block_size` in a block
     ledger          what was chosen at load, as plain data
     """
 
@@ -48,12 +48,17 @@ class EngineInfo(msgspec.Struct, kw_only=True, frozen=True):
     eos_token_ids: list[int]
     sampling_defaults: dict[str, Any]
     num_kv_tokens: int
+    block_size: int
+    prefix_caching: bool
     kv_cache_bytes: int
     ledger: list[dict[str, Any]]
 
 
 class SequenceDelta(msgspec.Struct, kw_only=True):
-    """What a step added to one answer. `finish_reason` is stop, length, abort or error once it is over."""
+    """What a step added to one answer. `finish_reason` is stop, length, abort or error once it is over.
+
+    admitted_at  when the answer was first given a place in a step, by the monotonic clock
+    """
 
     request_id: str
     index: int
@@ -63,12 +68,13 @@ class SequenceDelta(msgspec.Struct, kw_only=True):
     finish_reason: str | None = None
     stop_token: int | None = None
     num_cached_tokens: int = 0
+    admitted_at: float | None = None
     error: str | None = None
     pooled: bytes | None = None
 
 
 class EngineStatistics(msgspec.Struct, kw_only=True, frozen=True):
-    """A snapshot. Token counts are since the start; `kv_cache_usage` is 0 to 1."""
+    """A snapshot. Token counts are since the start, but for those of the last step; `kv_cache_usage` is 0 to 1."""
 
     num_running: int
     num_waiting: int
@@ -79,6 +85,7 @@ class EngineStatistics(msgspec.Struct, kw_only=True, frozen=True):
     prompt_tokens: int
     generation_tokens: int
     num_steps: int
+    num_step_tokens: int
 
 
 class Engine:
@@ -102,10 +109,15 @@ class Engine:
         self.clock = clock
         self._runner = runner
         self._random = random.Random(settings.seed)
-        self._prompt_tokens = self._generation_tokens = self._num_steps = 0
+        self._prompt_tokens = self._generation_tokens = self._num_steps = self._num_step_tokens = 0
         limits = SequenceLimits(max_model_len=info.max_model_len, eos_token_ids=frozenset(info.eos_token_ids))
         cache = KVCache(groups, num_blocks, settings.block_size, settings.enable_prefix_caching)
         self.scheduler = Scheduler(settings, cache, shapes, limits)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps computed since the start."""
+        return self._num_steps
 
     @property
     def has_work(self) -> bool:
@@ -146,6 +158,7 @@ class Engine:
         self.clock.mark("forward")
         changes = self.scheduler.update(batch, results)
         self._num_steps += 1
+        self._num_step_tokens = batch.num_tokens
         deltas = [self._delta(sequence, result, reason) for sequence, result, reason in changes]
         self.clock.mark("update")
         return deltas
@@ -163,6 +176,7 @@ class Engine:
             prompt_tokens=self._prompt_tokens,
             generation_tokens=self._generation_tokens,
             num_steps=self._num_steps,
+            num_step_tokens=self._num_step_tokens,
         )
 
     def close(self) -> None:
@@ -182,6 +196,7 @@ class Engine:
             finish_reason=reason,
             stop_token=last if named else None,
             num_cached_tokens=sequence.num_cached or 0,
+            admitted_at=sequence.admitted_at,
             error=result.error,
             pooled=result.pooled,
         )

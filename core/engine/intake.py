@@ -4,6 +4,7 @@ Runs in the caller's process or in the server's; knows no model, only what `Engi
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import takewhile
 from typing import Any
 
@@ -14,6 +15,7 @@ from core.errors import BadCheckpoint, RequestError, RequestTooLong
 from core.pooling_params import PoolingParams
 from core.sampling_params import SamplingParams
 from core.text.chat import missing_chat_template
+from core.text.fill import encode_fill
 from core.text.tokenizer import Tokenizer
 
 Messages = Sequence[dict[str, Any]]
@@ -48,16 +50,28 @@ class Intake:
         priority: int = 0,
         cache_salt: str = "",
         add_special_tokens: bool = True,
+        suffix: str | None = None,
     ) -> Request:
-        """A request for a text or for token ids. Raises RequestError naming the parameter at fault."""
+        """A request for a text or for token ids. Raises RequestError naming the parameter at fault.
+
+        suffix  what is to follow the answer, where the model fills in the middle
+        """
         check_generates(self.info)
         if isinstance(prompt, str):
             self._check_length(prompt, "prompt")
-            token_ids = self._tokenizer().encode(prompt, add_special_tokens=add_special_tokens)
-            self._check_known(token_ids)
         else:
-            token_ids = self._given_ids(prompt)
-        return self._request(token_ids, params, request_id, priority, cache_salt)
+            prompt = self._given_ids(prompt)
+        if suffix is not None:
+            self._check_length(suffix, "suffix")
+            prompt, ends = encode_fill(
+                self._tokenizer(), prompt, suffix, add_special_tokens=add_special_tokens
+            )
+            self._check_known(prompt)
+            params = self._ending_with(params, ends)
+        elif isinstance(prompt, str):
+            prompt = self._tokenizer().encode(prompt, add_special_tokens=add_special_tokens)
+            self._check_known(prompt)
+        return self._request(prompt, params, request_id, priority, cache_salt)
 
     def chat_request(
         self,
@@ -67,19 +81,24 @@ class Intake:
         request_id: str,
         priority: int = 0,
         cache_salt: str = "",
-        add_generation_prompt: bool = True,
         **template_arguments: Any,
     ) -> Request:
-        """A request for a conversation, rendered through the model's template."""
+        """A request for a conversation. Further arguments are `chat_ids`'."""
         check_generates(self.info)
+        token_ids = self.chat_ids(messages, **template_arguments)
+        return replace(self._request(token_ids, params, request_id, priority, cache_salt), is_chat=True)
+
+    def chat_ids(self, messages: Messages, **template_arguments: Any) -> list[int]:
+        """A conversation, rendered through the model's template by `ChatTemplate.encode`, as token ids.
+
+        Raises RequestError naming what is at fault.
+        """
         chat = self._tokenizer().chat
         if chat is None:
             raise missing_chat_template()
-        token_ids = chat.encode(
-            messages, self._tokenizer(), add_generation_prompt=add_generation_prompt, **template_arguments
-        )
+        token_ids = chat.encode(messages, self._tokenizer(), **template_arguments)
         self._check_known(token_ids)
-        return self._request(token_ids, params, request_id, priority, cache_salt)
+        return token_ids
 
     def pooling_request(
         self,
@@ -148,6 +167,13 @@ class Intake:
         if skip >= len(token_ids):
             raise RequestError(f"nothing follows {mark!r}, so there is nothing to embed", parameter="prompt")
         return skip
+
+    def _ending_with(self, params: SamplingParams, ends: Sequence[int]) -> SamplingParams:
+        """The same parameters for an answer that these tokens end, too."""
+        if params.ignore_eos:
+            return params
+        more = [end for end in ends if end < self.info.vocab_size and end not in self.info.eos_token_ids]
+        return params.with_(stop_token_ids=[*params.stop_token_ids, *more])
 
     def _given_ids(self, prompt: Any) -> list[int]:
         if not isinstance(prompt, Sequence) or isinstance(prompt, str | bytes | bytearray):

@@ -98,6 +98,14 @@ class EngineLink:
         finally:
             coming.cancel()
 
+    def kill(self) -> None:
+        """End the process by force; `receive` tells of the death."""
+        self._process.kill()
+
+    def say_stacks(self) -> None:
+        """Have it write what its threads do to the standard error that it shares with this process."""
+        self._process.say_stacks()
+
     async def close(self, *, at_once: bool = False) -> None:
         """End the process: politely, then by force. Returns when it is gone."""
         if not at_once:

@@ -73,9 +73,10 @@ class Failed(msgspec.Struct, tag=True, frozen=True):
 
 
 class Deltas(msgspec.Struct, tag=True, frozen=True):
-    """What one step added."""
+    """What one step added, if only nothing, and how things stand after it."""
 
     deltas: list[SequenceDelta]
+    statistics: EngineStatistics
 
 
 class EngineFailed(msgspec.Struct, tag=True, frozen=True):

@@ -6,6 +6,7 @@ is gone, and the process with it. This module knows nothing of text, of HTTP, or
 """
 
 import ctypes
+import faulthandler
 import gc
 import logging
 import os
@@ -62,6 +63,7 @@ def main() -> int:
     """Returns the exit code: 0 after Shutdown, 1 after an error that the parent has been told of."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     signal.signal(signal.SIGTERM, _on_terminate)
+    faulthandler.register(signal.SIGUSR1, all_threads=True)  # says where it hangs, even in C
     os.dup2(2, 1)  # standard output belongs to the parent's user; everything said here is a log
     logging.basicConfig(stream=sys.stderr, format="engine: %(levelname)s %(message)s", level=logging.WARNING)
     try:
@@ -109,9 +111,9 @@ def _run(engine: Engine, connection: Connection) -> int:
     try:
         while _obey(engine, connection):
             if engine.has_work:
-                deltas = engine.step()
-                if deltas:
-                    connection.send(m.Deltas(deltas))
+                before, deltas = engine.num_steps, engine.step()
+                if engine.num_steps > before:
+                    connection.send(m.Deltas(deltas, engine.statistics()))
     except Exception as error:
         unexpected = not isinstance(error, CoreError)
         log.error("the engine failed: %s; what was running is lost", error, exc_info=unexpected)
@@ -133,9 +135,11 @@ def _obey(engine: Engine, connection: Connection) -> bool:
             case m.Abort(request_ids):
                 deltas = engine.abort(request_ids)
                 if deltas:
-                    connection.send(m.Deltas(deltas))
+                    connection.send(m.Deltas(deltas, engine.statistics()))
             case m.Stop(answers):
                 engine.stop(answers)
+                if not engine.has_work:  # else the next step tells
+                    connection.send(m.Deltas([], engine.statistics()))
             case m.AskStatistics():
                 connection.send(m.Statistics(engine.statistics()))
             case m.Shutdown():

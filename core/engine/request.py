@@ -1,8 +1,10 @@
 """A request as the engine sees it, and the sequences that answer it."""
 
 from array import array
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from time import monotonic
 
 from core.pooling_params import PoolingParams
 from core.sampling_params import SamplingParams
@@ -16,6 +18,9 @@ class Request:
     pooling     what is wanted of the text; None: answers, under `params`
     second      of two texts, the index of the second one's first token; None: it is one, or the model need not know
     skip        leading tokens that are not pooled
+    arrived_at  when it was asked, by the monotonic clock, which the processes of a machine share
+    is_chat     the prompt was rendered from a conversation
+    trace       W3C Trace Context that it came with: traceparent, and tracestate; for observers, as is_chat is
     """
 
     request_id: str
@@ -26,6 +31,9 @@ class Request:
     pooling: PoolingParams | None = None
     second: int | None = None
     skip: int = 0
+    arrived_at: float = field(default_factory=monotonic, compare=False)
+    is_chat: bool = False
+    trace: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 class State(Enum):
@@ -45,6 +53,7 @@ class Sequence:
     blocks        per cache group, in token order; 0 where a sliding window has passed
     hashes        one per full block of token_ids, as far as somebody asked
     registered    leading blocks already offered to the prefix index
+    admitted_at   when it was first admitted, by the monotonic clock; None before
     num_cached    prompt tokens found in the prefix cache when it was first admitted; None before
     num_reported  leading tokens after which the log-probability of the next was given out, if it was asked for
     borrowed      some of its blocks were computed by others
@@ -64,6 +73,7 @@ class Sequence:
     parent: "Sequence | None" = None
     state: State = State.WAITING
     num_computed: int = 0
+    admitted_at: float | None = None
     num_cached: int | None = None
     num_reported: int = 0
     borrowed: bool = False

@@ -8,6 +8,7 @@ urgent sequence gives its blocks back and starts again later. It counts; it neve
 from bisect import insort
 from dataclasses import dataclass, field
 from enum import Enum
+from time import monotonic
 
 from core.config import Settings
 from core.contracts.platform import SchedulingLimits
@@ -198,7 +199,7 @@ class Scheduler:
                     self.cache.release(sequence)
                     return
                 plan.add(sequence, num_tokens)
-            self._count_cached(sequence, found)
+            self._count_admission(sequence, found)
             sequence.borrowed = forked or bool(found)
             sequence.parent = None
             self.waiting.remove(sequence)
@@ -218,9 +219,10 @@ class Scheduler:
             return None
         return self.cache.match_prefix(sequence)
 
-    def _count_cached(self, sequence: Sequence, found: int | None) -> None:
+    def _count_admission(self, sequence: Sequence, found: int | None) -> None:
         """At the first admission only: what a preempted sequence finds of its own was nobody's saving."""
         if sequence.num_cached is None:
+            sequence.admitted_at = monotonic()
             sequence.num_cached = found or 0
             self.statistics.prefix_queries += 0 if found is None else len(sequence.token_ids)
             self.statistics.prefix_hits += found or 0

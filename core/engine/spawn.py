@@ -6,6 +6,7 @@ start. What it is told, and what it answers, belongs to `link`.
 
 import atexit
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -71,6 +72,10 @@ class EngineProcess:
 
     def kill(self) -> None:
         self._process.kill()
+
+    def say_stacks(self) -> None:
+        """Have it write what each of its threads does to its standard error, even while it hangs."""
+        self._process.send_signal(signal.SIGUSR1)
 
     def close(self) -> None:
         """Close its standard input, which ends it if it still lives."""

@@ -47,6 +47,7 @@ KINDS: Mapping[str, Kind] = {
         Kind(name="model", hook="core_architectures", summary="A model architecture"),
         Kind(name="source", hook="core_model_sources", summary="A place that models come from"),
         Kind(name="quantization", hook="core_quantizations", summary="A way of storing quantised weights"),
+        Kind(name="telemetry", hook="core_telemetry", summary="Something that watches requests"),
     )
 }
 """By name. Each has the contract of its own name."""

@@ -6,7 +6,9 @@
     pretokenizers.py     how each family cuts text before merging, by the names that GGUF uses
     spelling.py          what each token spells, in bytes
     detokenizer.py       tokens to text as they arrive; stop strings that never leak
-    chat.py              conversations through a model's chat template, in a sandbox
+    fill.py              a prefix and a suffix into the prompt for what stands between them
+    chat.py              conversations through a model's chat template
+    sandbox.py           where the template runs, and what it may spend
 
 Imports no torch. Everything but Detokenizer and StopChecker may be used from several threads at once.
 """

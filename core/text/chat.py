@@ -11,15 +11,11 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NoReturn, cast
 
-from jinja2 import TemplateError, nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2 import TemplateError
 
 from core.errors import ModelError, RequestError
+from core.text.sandbox import MAX_CHARACTERS, Sandbox
 from core.text.tokenizer import Tokenizer, check_text
-
-MAX_RENDERED_CHARACTERS = 16_000_000
 
 _ROLE = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 _RESERVED = frozenset({"messages", "add_generation_prompt", "raise_exception", "strftime_now"})
@@ -35,14 +31,9 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationTag]
-        )
-        provided: Any = environment
-        provided.filters["tojson"] = _to_json
-        provided.globals.update(raise_exception=_raise, strftime_now=_now)
+        self._sandbox = Sandbox({"tojson": _to_json}, {"raise_exception": _raise, "strftime_now": _now})
         try:
-            self._template = environment.from_string(source)
+            self._template = self._sandbox.template(source)
         except TemplateError as error:
             raise ModelError(f"the model's chat template is not valid Jinja: {error}") from error
         self._special_tokens = dict(special_tokens)
@@ -66,16 +57,23 @@ class ChatTemplate:
         tokenizer: Tokenizer,
         *,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         **arguments: Any,
     ) -> list[int]:
         """The conversation as token ids. Special tokens are only those that the template itself writes.
+
+        continue_final_message  the last message stays open, so that an answer continues it; it must be an
+                                assistant's, and add_generation_prompt False
 
         Equal to encoding `render` when no message spells a special token. Raises RequestError as `render`.
         """
         swap = _Swap(tokenizer.special_texts)
         swapped = [swap.message(message) for message in check_messages(messages)]
+        if continue_final_message:
+            check_continued(swapped[-1], add_generation_prompt)
+            swapped[-1]["content"] += swap.end
         rendered = self._render(swapped, add_generation_prompt, swap.value(arguments))
-        text, ranges = swap.restore(rendered)
+        text, ranges = swap.restore(_before(swap.end, rendered) if continue_final_message else rendered)
         check_text(text, "messages")
         return tokenizer.encode_guarded(text, ranges)
 
@@ -88,6 +86,7 @@ class ChatTemplate:
                     f"{name} cannot be given to the chat template; it is set here", parameter=name
                 )
         variables = {"tools": None, "documents": None, **self._special_tokens, **arguments}
+        variables |= self._sandbox.budget()
         parts: list[str] = []
         size = 0
         try:
@@ -96,16 +95,16 @@ class ChatTemplate:
             ):
                 parts.append(part)
                 size += len(part)
-                if size > MAX_RENDERED_CHARACTERS:
+                if size > MAX_CHARACTERS:
                     break
         except Exception as error:  # whatever a template's expressions can raise, about what it was given
             said = str(error).split("\n")[0] or type(error).__name__
             raise RequestError(
                 f"the model's chat template refused the messages: {said:.500}", parameter="messages"
             ) from error
-        if size > MAX_RENDERED_CHARACTERS:
+        if size > MAX_CHARACTERS:
             raise RequestError(
-                f"the rendered conversation exceeds {MAX_RENDERED_CHARACTERS:,} characters; send less",
+                f"the rendered conversation exceeds {MAX_CHARACTERS:,} characters; send less",
                 parameter="messages",
             )
         return "".join(parts)
@@ -117,6 +116,32 @@ def missing_chat_template() -> RequestError:
         "this model has no chat template, so it takes no messages; send a plain prompt (completions) instead",
         parameter="messages",
     )
+
+
+def check_continued(message: Mapping[str, Any], add_generation_prompt: bool) -> None:
+    """Raises RequestError unless this last message can be continued by an answer."""
+    if add_generation_prompt:
+        raise RequestError(
+            "continue_final_message and add_generation_prompt exclude each other; send one as true",
+            parameter="continue_final_message",
+        )
+    if message["role"] != "assistant":
+        raise RequestError(
+            f"the last message is the {message['role']}'s; only an assistant's can be continued",
+            parameter="messages",
+        )
+
+
+def _before(end: str, rendered: str) -> str:
+    """What was rendered up to the end of the message that stays open."""
+    text, *rest = rendered.split(end)
+    if len(rest) != 1:
+        raise RequestError(
+            "this model's chat template does not keep the text of an assistant's last message together, so it "
+            "cannot be continued; end the conversation with the user's message",
+            parameter="messages",
+        )
+    return text
 
 
 def check_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -178,6 +203,7 @@ class _Swap:
         longest_first = sorted(special_texts, key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
         self._nonce = secrets.token_hex(8)
+        self.end = f"x{self._nonce}endx"
         self._taken: list[str] = []
 
     def message(self, message: Mapping[str, Any]) -> dict[str, Any]:
@@ -214,16 +240,6 @@ class _Swap:
     def _take(self, match: re.Match[str]) -> str:
         self._taken.append(match[0])
         return f"x{self._nonce}{len(self._taken) - 1}x"
-
-
-class _GenerationTag(Extension):
-    """{% generation %}...{% endgeneration %} marks what to train on; for inference it is what is inside."""
-
-    tags = {"generation"}  # noqa: RUF012
-
-    def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 def _to_json(

@@ -1,0 +1,13 @@
+"""What stands in front of every route, those that do not exist included.
+
+    connection.py  bytes that are no HTTP, headers that are too long, clients that do not go on
+    order.py       who stands where
+    labels.py      every request has an id, and every failure is answered
+    access_log.py  a line for each request
+    hosts.py       names that this server answers to
+    origins.py     web pages that may call it
+    keys.py        who may ask
+    limits.py      how much may be sent
+
+All of it is plain ASGI, but for the connection, which is uvicorn's.
+"""

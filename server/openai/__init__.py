@@ -1,0 +1,1 @@
+"""OpenAI's API: completions, chat, responses, models, and what tokens a text has."""

@@ -1,0 +1,1 @@
+"""What texts are pooled to: embeddings, labels, scores, rankings."""

@@ -1,0 +1,1 @@
+"""The web page: chat, parameters, live charts, and the ledger."""
