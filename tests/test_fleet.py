@@ -8,7 +8,7 @@ import signal
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +158,8 @@ def test_an_engine_that_dies_again_and_again_is_given_up(
                 engine = state.default.engine
                 if engine.is_alive:
                     pids.add(engine.pid)
-                    os.kill(engine.pid, signal.SIGKILL)
+                    with suppress(ProcessLookupError):  # it is dead, and nobody has noticed yet
+                        os.kill(engine.pid, signal.SIGKILL)
                 await asyncio.sleep(0.01)
             assert state.default.num_restarts == 1
             return watching.result(), pids

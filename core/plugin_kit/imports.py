@@ -29,6 +29,8 @@ PUBLIC = (
     "core.execution.runner",
     "core.execution.inputs",
     "core.execution.sampler",
+    "core.engine.async_engine",
+    "core.outputs",
 )
 """Modules of the core that plugins may use, with everything below them; and the names of `core.__all__`."""
 
