@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import openai
 import pytest
 from live_server import (
     LONG,
+    MAX_MODEL_LEN,
     MAX_QUEUED,
     NAME,
     ThreadedServer,
@@ -101,6 +103,23 @@ def test_hanging_up_while_queued_cancels_too(server: ThreadedServer, url: str, c
             stream.close()
 
     wait_for(lambda: server.num_running() == 0, patience=2)
+
+
+def test_hanging_up_while_the_prompt_is_computed_cancels_too(tiny_model: Callable[..., Path]) -> None:
+    model = tiny_model("llama", max_position_embeddings=MAX_MODEL_LEN)
+    prompt = [5 + i % 200 for i in range(8000)]  # five hundred steps of sixteen tokens
+    with ThreadedServer(EngineConfig(**engine_keywords(model, max_num_batched_tokens=16)), 4) as server:
+        url = server.open(ServerSettings(port=0, access_log=False))
+        with httpx.Client(base_url=url) as leaving, ThreadPoolExecutor(1) as pool:
+            body = {"prompt": prompt, "max_tokens": 4}
+            waiting = pool.submit(leaving.post, "/v1/completions", json=body, timeout=0.2)
+            wait_for(lambda: (now := server.engine.latest) is not None and now.num_running == 1)
+            assert isinstance(waiting.exception(), httpx.ReadTimeout)
+        wait_for(lambda: server.num_running() == 0, patience=2)
+        left = server.call(server.engine.statistics())
+
+    assert 0 < left.num_steps < 500 and left.generation_tokens == 0
+    assert left.kv_cache_usage == 0
 
 
 def test_a_dead_engine_turns_health_and_requests_into_503(tiny_llama: Path) -> None:
