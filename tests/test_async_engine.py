@@ -235,6 +235,17 @@ def test_the_queue_is_bounded_and_room_returns(model: Path) -> None:
     asyncio.run(scenario())
 
 
+def test_a_flood_of_questions_holds_up_no_step(server: ThreadedServer) -> None:
+    async def scenario() -> None:
+        engine = server.engine
+        outputs = await begun(engine)
+        steps = [(await engine.statistics()).num_steps for _ in range(100)]
+        await outputs.aclose()
+        assert steps == sorted(set(steps)), "a question was answered twice between two steps"
+
+    server.call(scenario())
+
+
 def test_a_killed_engine_ends_every_iterator_within_a_second(model: Path) -> None:
     async def scenario() -> float:
         async with started(model) as engine:

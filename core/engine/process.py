@@ -13,7 +13,6 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
 from types import FrameType
 from typing import NoReturn
 
@@ -28,6 +27,9 @@ log = logging.getLogger("core.engine.process")
 
 LINGER_MS = 2000
 """How long the last words may wait for a parent that reads slowly."""
+
+MOST_AT_ONCE = 256
+"""Messages taken in between two steps. What they have the parent say waits for the next: no flood holds up a step."""
 
 PR_SET_PDEATHSIG = 1
 
@@ -44,15 +46,17 @@ class Connection:
         """Waits when the parent is a thousand messages behind."""
         self._socket.send(m.encode(message))
 
-    def received(self, *, wait: bool) -> Iterator[m.ToEngine]:
-        """Messages that are there; with `wait`, at least one. Bytes that are no message are dropped."""
+    def received(self, *, wait: bool) -> list[m.ToEngine]:
+        """Messages that are there, up to MOST_AT_ONCE; `wait` waits for one. Bytes that are none are dropped."""
         if wait:
             self._socket.poll()
-        while self._socket.poll(0):
+        messages: list[m.ToEngine] = []
+        while len(messages) < MOST_AT_ONCE and self._socket.poll(0):
             try:
-                yield m.decode_to_engine(self._socket.recv())
+                messages.append(m.decode_to_engine(self._socket.recv()))
             except msgspec.DecodeError as error:
                 log.error("dropped a message that cannot be read: %s", error)
+        return messages
 
     def close(self) -> None:
         self._socket.close(linger=LINGER_MS)
