@@ -98,8 +98,8 @@ def app_of(state: State) -> FastAPI:
         app.add_route(path, _by_method(handlers), methods=list(handlers), include_in_schema=False)
     for kind in EXPECTED:
         app.add_exception_handler(kind, answer_error)
-    stand_guard(app, state.settings, routes)
-    app.add_middleware(CountRequests, counts=state.metrics.http, paths={route.path for route in routes})
+    counted = CountRequests(state.metrics.http, {route.path for route in routes})
+    stand_guard(app, state.settings, routes, counted)
     return app
 
 

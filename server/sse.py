@@ -38,11 +38,10 @@ class EventStream(Response):
         self.init_headers({"cache-control": "no-cache", "x-accel-buffering": "no"})
         self._answers = answers
         self._events = events
-        self._timer: asyncio.TimerHandle | None = None
 
     def end_at(self, when: float, error: Exception) -> None:
         """Abort what is unfinished by then, on the event loop's clock; this error is the last event."""
-        self._timer = asyncio.get_running_loop().call_at(when, self._answers.end, error)
+        self._answers.end_at(when, error)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with hanging_up(receive, self._answers.close):
@@ -50,8 +49,6 @@ class EventStream(Response):
                 await self._send(send)
             finally:
                 self._answers.close()
-                if self._timer is not None:
-                    self._timer.cancel()
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})

@@ -2,6 +2,8 @@
 
 import asyncio
 import math
+from dataclasses import dataclass
+from typing import Self
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -13,6 +15,23 @@ from server.sse import EventStream, hanging_up
 HEADER = "x-request-timeout"
 
 
+@dataclass(frozen=True)
+class Deadline:
+    """Until when an answer is worth computing, on the event loop's clock, and what its reader gets afterwards."""
+
+    when: float
+    error: DeadlineExceeded
+
+    @classmethod
+    def of(cls, request: Request, longest: float | None) -> Self | None:
+        """From now on. None: there is none. Raises RequestError when the header is no time."""
+        seconds = allowed_seconds(request, longest)
+        if seconds is None:
+            return None
+        error = DeadlineExceeded(f"the answer was not finished in {seconds:g} s")
+        return cls(asyncio.get_running_loop().time() + seconds, error)
+
+
 def attended(handler: Handler, longest: float | None) -> Handler:
     """The handler of a route with a body. It is cancelled when the client hangs up, or when the time is up.
 
@@ -21,11 +40,8 @@ def attended(handler: Handler, longest: float | None) -> Handler:
     """
 
     async def attend(request: Request) -> Response:
-        seconds = allowed_seconds(request, longest)
-        loop = asyncio.get_running_loop()
-        end = None if seconds is None else loop.time() + seconds
-        too_late = DeadlineExceeded(f"the answer was not finished in {seconds or 0:g} s")
-        limit = asyncio.timeout_at(end)
+        deadline = Deadline.of(request, longest)
+        limit = asyncio.timeout_at(None if deadline is None else deadline.when)
         hung_up = asyncio.Event()
 
         def leave() -> None:
@@ -40,9 +56,11 @@ def attended(handler: Handler, longest: float | None) -> Handler:
         except TimeoutError:
             if not limit.expired():
                 raise
-            raise ClientDisconnect if hung_up.is_set() else too_late from None
-        if end is not None and isinstance(response, EventStream):
-            response.end_at(end, too_late)
+            if deadline is None or hung_up.is_set():
+                raise ClientDisconnect from None
+            raise deadline.error from None
+        if deadline is not None and isinstance(response, EventStream):
+            response.end_at(deadline.when, deadline.error)
         return response
 
     return attend

@@ -1,7 +1,6 @@
 """The web page around the chat: key, parameters, live charts, ledger, phones, the keyboard."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from ui_page import (
     VIEWS,
     Watched,
     ask,
-    chromium,
     endless,
     loaded,
     page_at,
@@ -30,7 +28,7 @@ from server.app import app_of
 from server.settings import ServerSettings
 from server.state import Served, State
 
-pytest_plugins = ("server_fixtures",)
+pytest_plugins = ("server_fixtures", "ui_fixtures")
 
 KEY = "a-key-of-this-test"
 CHARTS = (
@@ -40,24 +38,6 @@ CHARTS = (
     "KV cache in use",
     "Requests",
 )
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as opened:
-        yield opened
-
-
-@pytest.fixture
-def watched(browser: Browser, url: str) -> Iterator[Watched]:
-    with page_at(browser, url) as found:
-        loaded(found.page)
-        yield found
-
-
-@pytest.fixture
-def page(watched: Watched) -> Page:
-    return watched.page
 
 
 @pytest.fixture(scope="module")

@@ -1,38 +1,19 @@
 """The chat of the web page, in headless Chromium against a live server."""
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from live_server import CHAT as MESSAGES
 from live_server import NAME, ThreadedServer, wait_for
-from playwright.sync_api import Browser, Page, expect
-from ui_page import CHAT, Watched, ask, chromium, endless, loaded, page_at, says, show
+from playwright.sync_api import Page, expect
+from ui_page import CHAT, Watched, ask, endless, loaded, says, show
 
 from server.errors import ServerStopping
 
-pytest_plugins = ("server_fixtures",)
+pytest_plugins = ("server_fixtures", "ui_fixtures")
 
 QUESTION = MESSAGES[0]["content"]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as opened:
-        yield opened
-
-
-@pytest.fixture
-def watched(browser: Browser, url: str) -> Iterator[Watched]:
-    with page_at(browser, url) as found:
-        loaded(found.page)
-        yield found
-
-
-@pytest.fixture
-def page(watched: Watched) -> Page:
-    return watched.page
 
 
 def answers(page: Page) -> Any:

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Self
 
-from core.errors import DeadlineExceeded
 from core.outputs import RequestOutput
 
 
@@ -53,10 +52,9 @@ class Answers(AsyncIterator[RequestOutput]):
         self._drop(unfinished)
         self._end()
 
-    def expire_in(self, seconds: float) -> None:
-        """Abort what is unfinished by then; iteration raises DeadlineExceeded."""
-        error = DeadlineExceeded(f"the answer was not finished in {seconds:g} s")
-        self._timer = asyncio.get_running_loop().call_later(seconds, self.end, error)
+    def end_at(self, when: float, error: Exception) -> None:
+        """`end` what is unfinished by then, on the event loop's clock."""
+        self._timer = asyncio.get_running_loop().call_at(when, self.end, error)
 
     def end(self, error: Exception) -> None:
         """Abort what is unfinished; iteration raises this error."""

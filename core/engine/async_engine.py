@@ -147,13 +147,10 @@ class AsyncEngine:
         """The same for a text that is pooled; options are `Intake.pooling_request`'s."""
         return await self._prepare(self.intake.pooling_request, prompt, params or PoolingParams(), options)
 
-    def submit(
-        self, requests: Sequence[Request], prompts: Sequence[str | None] = (), timeout: float | None = None
-    ) -> Answers:
+    def submit(self, requests: Sequence[Request], prompts: Sequence[str | None] = ()) -> Answers:
         """Send checked requests, all or none.
 
         prompts  their texts, for the outputs
-        timeout  seconds after which what is unfinished is ended, and its reader gets DeadlineExceeded
 
         Raises QueueFull, EngineDead, and RequestError when a request id is in use.
         """
@@ -162,8 +159,6 @@ class AsyncEngine:
         if not self._readers:
             self._stepped_at = monotonic()
         answers = self._readers.register(requests, prompts, self.drop)
-        if timeout is not None:
-            answers.expire_in(timeout)
         for request in requests:
             self._link.send(m.AddRequest(request))
         return answers

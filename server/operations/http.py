@@ -1,4 +1,4 @@
-"""Requests by route and status: plain ASGI, in front of everything, so that what is refused counts, too.
+"""Requests by route and status.
 
 Paths are those that routes declare, with their parameters' names in braces; any other path counts as OTHER, so that
 clients cannot make up new ones.
@@ -7,10 +7,9 @@ clients cannot make up new ones.
 import re
 from collections import defaultdict
 from collections.abc import Collection
-from time import perf_counter
 
 from starlette.routing import compile_path
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Scope
 
 from server.operations.histogram import Histogram
 
@@ -32,33 +31,18 @@ class HTTPCounts:
 
 
 class CountRequests:
-    """Notes every request. A client that left before it was answered counts as 499."""
+    """Notes how requests end, by the paths that are declared."""
 
-    def __init__(self, app: ASGIApp, counts: HTTPCounts, paths: Collection[str]) -> None:
-        self._app = app
+    def __init__(self, counts: HTTPCounts, paths: Collection[str]) -> None:
         self._counts = counts
         self._plain = frozenset(path for path in paths if "{" not in path)
         self._templates = [
             (compile_path(path)[0], re.sub(r":\w+}", "}", path)) for path in sorted(set(paths) - self._plain)
         ]
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        began, status = perf_counter(), 499
-
-        async def watched(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await self._app(scope, receive, watched)
-        finally:
-            method = scope["method"] if scope["method"] in METHODS else OTHER
-            self._counts.note(method, self._template(scope["path"]), status, perf_counter() - began)
+    def __call__(self, scope: Scope, status: int, seconds: float) -> None:
+        method = scope["method"] if scope["method"] in METHODS else OTHER
+        self._counts.note(method, self._template(scope["path"]), status, seconds)
 
     def _template(self, path: str) -> str:
         if path in self._plain:

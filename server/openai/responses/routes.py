@@ -20,7 +20,7 @@ from server.openai.responses.writing import Writing
 from server.routes import Routes
 from server.sse import EventStream
 from server.state import Served, State
-from server.waiting import allowed_seconds
+from server.waiting import Deadline
 
 ONE = "/v1/responses/{response_id}"
 
@@ -67,8 +67,8 @@ async def _create(state: State, kept: Kept, request: Request) -> Response:
     writing = Writing(served, body, params, items)
     answers = served.submit(request, [await _generation_request(served, writing, params)])
     if body.background:
-        if (seconds := allowed_seconds(request, state.settings.request_timeout)) is not None:
-            answers.expire_in(seconds)
+        if (deadline := Deadline.of(request, state.settings.request_timeout)) is not None:
+            answers.end_at(deadline.when, deadline.error)
         state.detach(kept.write(writing, answers))
         return JSON(writing.response())
     if body.stream:
