@@ -5,7 +5,7 @@ for output in llm.generate(["Hello, my name is"], SamplingParams(temperature=0.8
     print(output.outputs[0].text)
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from itertools import count
 from math import nan
 from pathlib import Path
@@ -131,8 +131,14 @@ class LLM:
         *,
         use_tqdm: bool = True,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[RequestOutput]:
         """Answer one conversation, or several, through the model's chat template.
+
+        continue_final_message  the answer continues the last message, an assistant's; it excludes
+                                add_generation_prompt
+        chat_template_kwargs    what the template reads besides: {"enable_thinking": False}
 
         Raises RequestError when the template refuses the messages, or there is none.
         """
@@ -150,6 +156,8 @@ class LLM:
                     p,
                     request_id=str(next(self._ids)),
                     add_generation_prompt=add_generation_prompt,
+                    continue_final_message=continue_final_message,
+                    chat_template_kwargs=chat_template_kwargs,
                 ),
                 None,
             )

@@ -32,7 +32,6 @@ an answer, so clients that always send them are served.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "audio": (),
     "chat_template": (),
-    "chat_template_kwargs": ({},),
     "continue_final_message": (False,),
     "function_call": ("none", "auto"),
     "functions": ([],),

@@ -1,6 +1,7 @@
 """`serve`: bind, start the engines, say where, serve, drain, end the engines, return an exit code."""
 
 import asyncio
+import gc
 import signal
 import socket
 import sys
@@ -94,6 +95,7 @@ async def _serve_fleet(
     front.open(app_of(state))
     if not state.settings.api_key and not is_local(state.settings.host):
         _to_stderr(f"warning: everybody who can reach {url} can use this server; set an API key (--api-key)")
+    gc.freeze()  # what is there now stays; looking through it would stop every answer for tens of milliseconds
     print(f"Serving {', '.join(state.models)} on {url}", flush=True)
     watching = asyncio.ensure_future(fleet.watch())
     await asyncio.wait({serving, watching}, return_when=asyncio.FIRST_COMPLETED)

@@ -142,7 +142,7 @@ def write_byte_tokenizer(folder: Path) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
     template = (
         "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}</s>{% endfor %}"
-        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+        "{% if add_generation_prompt %}<|assistant|>{{ opening }}{% endif %}"
     )
     (folder / "tokenizer_config.json").write_text(
         json.dumps({"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "chat_template": template})

@@ -60,6 +60,23 @@ def test_a_message_can_be_left_open(http: httpx.Client, tokenizer: Tokenizer) ->
     assert tokenizer.decode(ids, skip_special_tokens=False).endswith("<|assistant|>They come ")
 
 
+def test_a_template_gets_what_it_reads(
+    http: httpx.Client, client: openai.OpenAI, tokenizer: Tokenizer
+) -> None:
+    named = {"chat_template_kwargs": {"opening": "Well, <|user|>"}}
+
+    ids = ask(http, "/tokenize", messages=CHAT, **named)["tokens"]
+    body = {"messages": CHAT, "temperature": 0, "max_tokens": 24, "ignore_eos": True} | named
+    answered = ask(http, "/v1/chat/completions", **body)["choices"][0]
+
+    text = tokenizer.decode(ids, skip_special_tokens=False)
+    assert text.endswith("<|assistant|>Well, <|user|>")
+    assert (
+        ids.count(tokenizer.encode("<|user|>", add_special_tokens=False)[0]) == 1
+    )  # what users write is text
+    assert complete(client, ids).choices[0].text == answered["message"]["content"]
+
+
 def test_tokens_are_shown_as_the_vocabulary_spells_them(http: httpx.Client, tokenizer: Tokenizer) -> None:
     answer = ask(http, "/tokenize", prompt="a tide</s>", return_token_strs=True)
 
@@ -104,6 +121,10 @@ def test_the_tokenizer_describes_itself(http: httpx.Client, tokenizer: Tokenizer
         ("/tokenize", {"messages": CHAT, "continue_final_message": True}, "messages"),
         ("/tokenize", {"prompt": "a", "continue_final_message": True}, "continue_final_message"),
         ("/tokenize", {"prompt": "a", "add_generation_prompt": True}, "add_generation_prompt"),
+        ("/tokenize", {"prompt": "a", "chat_template_kwargs": {"opening": "b"}}, "chat_template_kwargs"),
+        ("/tokenize", {"messages": CHAT, "chat_template_kwargs": {"openings": 1}}, "chat_template_kwargs"),
+        ("/tokenize", {"messages": CHAT, "chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
+        ("/tokenize", {"messages": CHAT, "chat_template_kwargs": []}, "chat_template_kwargs"),
         ("/tokenize", {"prompt": "a", "max_tokens": 1}, "max_tokens"),
         ("/detokenize", {}, "tokens"),
         ("/detokenize", {"tokens": "abc"}, "tokens"),

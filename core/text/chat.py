@@ -7,8 +7,9 @@ text that spells a special token stays text, so nobody can end a turn or speak a
 import json
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from functools import cached_property
 from typing import Any, NoReturn, cast
 
 from jinja2 import TemplateError
@@ -36,7 +37,13 @@ class ChatTemplate:
             self._template = self._sandbox.template(source)
         except TemplateError as error:
             raise ModelError(f"the model's chat template is not valid Jinja: {error}") from error
+        self._source = source
         self._special_tokens = dict(special_tokens)
+
+    @cached_property
+    def variables(self) -> frozenset[str]:
+        """Names that the template reads and that are not set here: those which can be chosen for it."""
+        return self._sandbox.names(self._source) - _RESERVED - self._special_tokens.keys()
 
     def render(
         self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **arguments: Any
@@ -58,24 +65,38 @@ class ChatTemplate:
         *,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         **arguments: Any,
     ) -> list[int]:
         """The conversation as token ids. Special tokens are only those that the template itself writes.
 
         continue_final_message  the last message stays open, so that an answer continues it; it must be an
                                 assistant's, and add_generation_prompt False
+        chat_template_kwargs    more arguments, by names that somebody else has chosen: only `variables` are taken
 
         Equal to encoding `render` when no message spells a special token. Raises RequestError as `render`.
         """
+        more = dict(chat_template_kwargs or {})
+        self._check_known(more)
         swap = _Swap(tokenizer.special_texts)
         swapped = [swap.message(message) for message in check_messages(messages)]
         if continue_final_message:
             check_continued(swapped[-1], add_generation_prompt)
             swapped[-1]["content"] += swap.end
-        rendered = self._render(swapped, add_generation_prompt, swap.value(arguments))
+        rendered = self._render(swapped, add_generation_prompt, swap.value({**arguments, **more}))
         text, ranges = swap.restore(_before(swap.end, rendered) if continue_final_message else rendered)
         check_text(text, "messages")
         return tokenizer.encode_guarded(text, ranges)
+
+    def _check_known(self, names: Iterable[str]) -> None:
+        """Raises RequestError for one that would have no effect, or is ours."""
+        for name in names:
+            if name not in self.variables:
+                raise RequestError(
+                    f"the model's chat template reads no {name!r:.80} from a request; "
+                    f"{', '.join(sorted(self.variables)) or 'nothing'} is what it reads",
+                    parameter="chat_template_kwargs",
+                )
 
     def _render(
         self, messages: list[dict[str, Any]], add_generation_prompt: bool, arguments: Mapping[str, Any]

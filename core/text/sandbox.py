@@ -12,7 +12,7 @@ from functools import wraps
 from time import thread_time
 from typing import Any, cast
 
-from jinja2 import Template, TemplateRuntimeError, nodes
+from jinja2 import Template, TemplateRuntimeError, meta, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.runtime import Context
@@ -59,6 +59,11 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def template(self, source: str) -> Template:
         """Raises jinja2.TemplateError when the source is not valid Jinja."""
         return self.from_string(_Ticks().visit(self.parse(source)))
+
+    def names(self, source: str) -> frozenset[str]:
+        """What a template reads and is not set here."""
+        given: Any = self
+        return frozenset(meta.find_undeclared_variables(self.parse(source)) - given.globals.keys())
 
     def budget(self) -> dict[str, float]:
         """Variables for one rendering, in the thread that does it."""

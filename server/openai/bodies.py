@@ -123,23 +123,27 @@ class Message(Body):
         return message if self.name is None else message | {"name": self.name}
 
 
-class ConversationEnd(Body):
-    """How a conversation is to end: where an answer begins, or open, so that the answer continues it."""
+class RenderedBody(Body):
+    """How a conversation is rendered: its end (where an answer begins, or open, so that the answer continues it), and
+    what the model's own template knows besides, such as Qwen's `enable_thinking`.
+    """
 
     add_generation_prompt: bool | None = None
     continue_final_message: bool = False
+    chat_template_kwargs: dict[str, Any] | None = None
 
     @property
-    def template_arguments(self) -> dict[str, bool]:
+    def template_arguments(self) -> dict[str, Any]:
         """`ChatTemplate.encode`'s. Where a message is continued, none begins unless both are asked for."""
         begin, go_on = self.add_generation_prompt, self.continue_final_message
         return {
             "add_generation_prompt": not go_on if begin is None else begin,
             "continue_final_message": go_on,
+            "chat_template_kwargs": self.chat_template_kwargs,
         }
 
 
-class ChatBody(GenerationBody, ConversationEnd):
+class ChatBody(GenerationBody, RenderedBody):
     """POST /v1/chat/completions."""
 
     RANGES = GenerationBody.RANGES | {

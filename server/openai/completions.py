@@ -7,7 +7,6 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from core.errors import RequestError
 from core.outputs import CompletionOutput, RequestOutput
 from core.sampling_params import SamplingParams
 from server.body import read_body
@@ -22,8 +21,6 @@ from server.state import Served, State
 
 DEFAULT_MAX_TOKENS = 16
 
-Prompt = str | list[int]
-
 
 def completion_routes(state: State) -> Routes:
     routes = Routes()
@@ -32,8 +29,7 @@ def completion_routes(state: State) -> Routes:
     async def create_completion(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
         body = await read_body(request, CompletionBody)
         served = state.take(body.model)
-        prompts = listed_prompts(body.prompt)
-        served.engine.room.check(len(prompts))
+        served.engine.room.check(len(body.prompt))
         params = sampling_params(served, body)
         rendering = CompletionRendering(served, body)
         requests = [
@@ -46,34 +42,12 @@ def completion_routes(state: State) -> Routes:
                 add_special_tokens=body.add_special_tokens,
                 suffix=body.suffix or None,
             )
-            for i, prompt in enumerate(prompts)
+            for i, prompt in enumerate(body.prompt)
         ]
-        texts = [prompt if isinstance(prompt, str) else None for prompt in prompts]
+        texts = [prompt if isinstance(prompt, str) else None for prompt in body.prompt]
         return await respond(served.submit(request, requests, texts), rendering, body)
 
     return routes
-
-
-def listed_prompts(given: Any, name: str = "prompt") -> list[Prompt]:
-    """One text, many, one list of token ids, or many. Raises RequestError naming the field for anything else."""
-    prompts = [given] if isinstance(given, str) or (isinstance(given, list) and _ids(given)) else given
-    if not isinstance(prompts, list) or not prompts:
-        raise _bad_prompt(name)
-    texts = all(isinstance(prompt, str) for prompt in prompts)
-    if not texts and not all(isinstance(prompt, list) and _ids(prompt) for prompt in prompts):
-        raise _bad_prompt(name)
-    return prompts
-
-
-def _ids(given: list[Any]) -> bool:
-    return bool(given) and all(type(token) is int for token in given)
-
-
-def _bad_prompt(name: str) -> RequestError:
-    return RequestError(
-        f"{name} must be a text, a list of texts, a list of token ids, or a list of such lists, and not empty",
-        parameter=name,
-    )
 
 
 def sampling_params(served: Served, body: CompletionBody) -> SamplingParams:

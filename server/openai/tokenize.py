@@ -15,12 +15,12 @@ from server.body import read_body
 from server.errors import JSON
 from server.fields import Body, called
 from server.openai.answers import Detokenized, Tokenized, TokenizerInfo
-from server.openai.bodies import ConversationEnd, Message
+from server.openai.bodies import Message, RenderedBody
 from server.routes import Routes
 from server.state import Served, State
 
 
-class TokenizeBody(ConversationEnd):
+class TokenizeBody(RenderedBody):
     """POST /tokenize: of a text, or of a conversation as its chat completion would be computed."""
 
     model: str | None = None
@@ -38,7 +38,7 @@ class TokenizeBody(ConversationEnd):
                 "add_special_tokens has no effect on messages, whose template writes all special tokens; leave it out",
                 parameter="add_special_tokens",
             )
-        for name in ("add_generation_prompt", "continue_final_message"):
+        for name in ("add_generation_prompt", "continue_final_message", "chat_template_kwargs"):
             if self.prompt is not None and getattr(self, name):
                 raise RequestError(
                     f"{name} has no effect on a prompt, which goes through no chat template; leave it out",

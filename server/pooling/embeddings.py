@@ -18,10 +18,10 @@ from server.answering import collected
 from server.body import read_body
 from server.errors import JSON
 from server.fields import called
-from server.openai.completions import Prompt, listed_prompts
 from server.pooling.answers import Classifications, Embeddings, PooledTexts
 from server.pooling.bodies import ClassifyBody, EmbeddingBody, InputBody, PooledBody, PoolingBody
 from server.routes import Routes
+from server.shapes import Prompt
 from server.state import Served, State
 
 
@@ -137,8 +137,8 @@ def answer(served: Served, kind: str, outputs: Sequence[RequestOutput], **conten
 async def _listed(
     request: Request, served: Served, body: InputBody, params: PoolingParams, kind: str, entry: Entry
 ) -> Response:
-    given = listed_prompts(body.input, "input")
-    prompts = [Sent("input" if len(given) == 1 else f"input[{i}]", prompt) for i, prompt in enumerate(given)]
+    one = len(body.input) == 1
+    prompts = [Sent("input" if one else f"input[{i}]", prompt) for i, prompt in enumerate(body.input)]
     outputs = await pooled(request, served, body, params, prompts, "input")
 
     def written() -> Response:
