@@ -135,7 +135,7 @@ def facts(environment: dict[str, str]) -> dict[str, Any]:
 # The platform
 
 
-QUICK = {"ops": 70, "attention": 45, "memory": 20, "engine": 15}
+QUICK = {"ops": 70, "attention": 45, "memory": 20}
 WHOLE = {"ops": 140, "attention": 90, "memory": 30, "communication": 80, "engine": 16, "server": 6}
 
 

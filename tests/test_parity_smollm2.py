@@ -50,8 +50,13 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
+FAST = ("one batch", "chunks of 16")
+
+
 @pytest.mark.parametrize("platform", ["cpu", pytest.param("simulated", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("way", list(WAYS))
+@pytest.mark.parametrize(
+    "way", [pytest.param(way, marks=() if way in FAST else pytest.mark.slow) for way in WAYS]
+)
 def test_a_batch_gives_the_same_tokens_as_transformers(
     reference: Reference,
     smollm2_hf: Path,
