@@ -69,7 +69,7 @@ def test_a_cache_of_8_bits_says_the_same_again(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_it_weathers_a_storm(folder: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_r13_it_weathers_a_storm(folder: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLM_SIMULATED", "block_size=12")
     assert_storm_proof(folder, (14,), "simulated", seed)
 

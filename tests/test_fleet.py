@@ -80,7 +80,7 @@ def test_each_model_is_listed_and_answers_under_its_name(
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_an_engine_that_dies_or_hangs_is_started_anew_and_disturbs_no_other(
+def test_r2_an_engine_that_dies_or_hangs_is_started_anew_and_disturbs_no_other(
     http: httpx.Client, fleet: ServerProcess, models: tuple[Path, Path], number: signal.Signals
 ) -> None:
     first, second = (model.name for model in models)
@@ -106,7 +106,7 @@ def test_an_engine_that_dies_or_hangs_is_started_anew_and_disturbs_no_other(
     assert gone(engine) and len(fleet.engines) == 2
 
 
-def test_an_idle_engine_that_hangs_is_noticed(
+def test_r2_an_idle_engine_that_hangs_is_noticed(
     http: httpx.Client, fleet: ServerProcess, models: tuple[Path, Path]
 ) -> None:
     engine = fleet.engines[-1]
@@ -119,7 +119,7 @@ def test_an_idle_engine_that_hangs_is_noticed(
     assert completion(http, model=models[1].name).status_code == 200
 
 
-def test_termination_drains_every_model_and_leaves_nothing_behind(models: tuple[Path, Path]) -> None:
+def test_r17_termination_drains_every_model_and_leaves_nothing_behind(models: tuple[Path, Path]) -> None:
     folder = Path(tempfile.gettempdir())
     before = {*folder.glob("core-*"), *Path("/dev/shm").glob("*")}
     with server_process(*models, shutdown_timeout=60) as server, httpx.Client(base_url=server.url) as http:

@@ -327,7 +327,7 @@ LIES: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize(("content", "fact"), LIES.values(), ids=LIES.keys())
-def test_a_lying_gguf_header_is_one_error_naming_the_file_and_the_fact(
+def test_s22_a_lying_gguf_header_is_one_error_naming_the_file_and_the_fact(
     tmp_path: Path, content: bytes, fact: str
 ) -> None:
     path = tmp_path / "liar.gguf"
@@ -338,7 +338,7 @@ def test_a_lying_gguf_header_is_one_error_naming_the_file_and_the_fact(
     assert fact in str(caught.value)
 
 
-def test_a_file_cut_anywhere_is_refused(small: Path) -> None:
+def test_s22_a_file_cut_anywhere_is_refused(small: Path) -> None:
     content = small.read_bytes()
     cut = small.with_name("cut.gguf")
     for length in range(0, len(content) - 32, 97):
@@ -349,7 +349,9 @@ def test_a_file_cut_anywhere_is_refused(small: Path) -> None:
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_damage_anywhere_in_a_gguf_header_is_an_error_or_harmless(small: Path, data: st.DataObject) -> None:
+def test_s22_damage_anywhere_in_a_gguf_header_is_an_error_or_harmless(
+    small: Path, data: st.DataObject
+) -> None:
     content = bytearray(small.read_bytes())
     header_bytes = min(info.offset for info in read_gguf(small).tensors.values())
     for _ in range(data.draw(st.integers(1, 4))):

@@ -145,7 +145,7 @@ def test_a_scaling_without_its_numbers_is_refused(tiny_phi: Path, tmp_path: Path
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_damage_anywhere_in_a_header_is_an_error_or_harmless(phi_file: Path, data: st.DataObject) -> None:
+def test_s22_damage_anywhere_in_a_header_is_an_error_or_harmless(phi_file: Path, data: st.DataObject) -> None:
     content = bytearray(phi_file.read_bytes())
     first = min(tensor.offset for tensor in read_gguf(phi_file).tensors.values())
     for _ in range(data.draw(st.integers(1, 4))):

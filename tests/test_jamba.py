@@ -39,7 +39,9 @@ def test_it_computes_what_transformers_computes(folder: Path, platform: str) -> 
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("folder", ["jamba"], indirect=True)
-def test_a_hybrid_model_weathers_a_storm(folder: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_r13_a_hybrid_model_weathers_a_storm(
+    folder: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("LLM_SIMULATED", "block_size=12")
     assert_storm_proof(folder, (8, 14), "simulated", seed)
 

@@ -79,7 +79,7 @@ class Probing(threading.Thread):
         return sorted(self.seconds)[int(len(self.seconds) * 0.99)]
 
 
-def test_a_burst_is_shed_at_once_and_what_is_admitted_is_answered(small: ServerProcess) -> None:
+def test_r6_a_burst_is_shed_at_once_and_what_is_admitted_is_answered(small: ServerProcess) -> None:
     process = psutil.Process(small.process.pid)
     asyncio.run(burst(small.url, 10 * CAPACITY))  # the first brings in what is imported late
     before = process.memory_info().rss
@@ -100,7 +100,7 @@ def test_a_burst_is_shed_at_once_and_what_is_admitted_is_answered(small: ServerP
     assert process.memory_info().rss - before < 16 * MIB
 
 
-def test_health_answers_while_maximal_prompts_are_read_and_tokenized(small: ServerProcess) -> None:
+def test_r7_health_answers_while_maximal_prompts_are_read_and_tokenized(small: ServerProcess) -> None:
     huge = json.dumps({"prompt": "word " * 1_600_000})
     probing = Probing(small.url)
     probing.start()

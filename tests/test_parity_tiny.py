@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from parity import Reference, assert_greedy_parity
+from storm import assert_storm_proof
 
 from core import LLM, SamplingParams
 
@@ -62,6 +63,26 @@ def test_a_family_gives_the_same_tokens_as_transformers(
     with LLM(str(folder), platform=platform, dtype="float32", max_num_batched_tokens=64) as llm:
         answers = [o.outputs[0].token_ids for o in llm.generate(prompts, params, use_tqdm=False)]
     assert_greedy_parity(Reference(folder), prompts, answers, LENGTH)
+
+
+@pytest.mark.parametrize(
+    ("family", "blocks", "caching"),
+    [
+        ("llama", (14,), True),
+        pytest.param("llama", (20,), False, marks=pytest.mark.slow),
+        pytest.param("qwen2 with a window in its upper layer", (14, 10), True, marks=pytest.mark.slow),
+    ],
+)
+def test_r13_a_decoder_weathers_a_storm(
+    tiny_model: Callable[..., Path],
+    family: str,
+    blocks: tuple[int, ...],
+    caching: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LLM_SIMULATED", "block_size=12")
+    name, overrides = FAMILIES[family]
+    assert_storm_proof(tiny_model(name, **overrides), blocks, "simulated", 3, enable_prefix_caching=caching)
 
 
 def test_layers_with_and_without_a_window_are_separate_cache_groups(tiny_model: Callable[..., Path]) -> None:

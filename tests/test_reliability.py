@@ -1,8 +1,9 @@
 """What must survive what: requests that cannot be computed, equal names, and a cache that hardly holds one request.
 
-Other reliability tests are where their subject is: R1, R3 and R6 in test_server_load, R2 and R17 in
-test_server_lifetime and test_fleet, R4 in test_scheduler_machine, R8 in test_tokenizer, R9 in test_detokenizer,
-R10 in test_detokenizer and test_stopping, R12 in test_server, R13 in test_parity_tiny (`storm`), R16 in test_soak.
+Others are where their subject is: R1 and R3 in test_server_load, R2 and R17 in test_server_lifetime and test_fleet, R4
+in test_scheduler_machine, R6 and R7 in test_overload, R8 in test_tokenizer, R9 in test_detokenizer, R10 in
+test_detokenizer and test_stopping, R12 in test_server, R13 in test_parity_tiny, test_jamba and test_deepseek, R16 in
+test_soak.
 """
 
 import asyncio

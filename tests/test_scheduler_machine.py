@@ -126,8 +126,8 @@ class EngineMachine(RuleBasedStateMachine):
             assert pool.num_free == pool.usable, "blocks leaked"
 
 
-TestEngineMachine = pytest.mark.timeout(300)(EngineMachine.TestCase)
-TestEngineMachine.settings = settings(
+TestR4EngineMachine = pytest.mark.timeout(300)(EngineMachine.TestCase)
+TestR4EngineMachine.settings = settings(
     max_examples=300, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
 
@@ -138,5 +138,5 @@ class FailingRowsMachine(EngineMachine):
     rows_fail = True
 
 
-TestFailingRowsMachine = pytest.mark.timeout(300)(FailingRowsMachine.TestCase)
-TestFailingRowsMachine.settings = TestEngineMachine.settings
+TestR4R14FailingRowsMachine = pytest.mark.timeout(300)(FailingRowsMachine.TestCase)
+TestR4R14FailingRowsMachine.settings = TestR4EngineMachine.settings

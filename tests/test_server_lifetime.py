@@ -58,7 +58,7 @@ def test_the_address_is_printed_and_termination_while_idle_is_clean(model: Path)
         assert gone(engine)
 
 
-def test_only_the_http_port_listens(model: Path) -> None:
+def test_s2_only_the_http_port_listens(model: Path) -> None:
     with server_process(model) as server:
         processes = [psutil.Process(server.process.pid), server.engine]
         listening = [
@@ -70,7 +70,7 @@ def test_only_the_http_port_listens(model: Path) -> None:
         assert not any(Path(path).exists() for path in unix)
 
 
-def test_a_killed_engine_ends_its_streams_with_an_error_and_the_server_with_code_1(model: Path) -> None:
+def test_r2_a_killed_engine_ends_its_streams_with_an_error_and_the_server_with_code_1(model: Path) -> None:
     with server_process(model) as server, long_stream(server.url) as lines:
         engine = server.engine
         engine.kill()
@@ -83,7 +83,7 @@ def test_a_killed_engine_ends_its_streams_with_an_error_and_the_server_with_code
         assert "SIGKILL" in said and "Traceback" not in said
 
 
-def test_an_engine_that_hangs_is_killed_after_its_stacks_are_written(model: Path) -> None:
+def test_r2_an_engine_that_hangs_is_killed_after_its_stacks_are_written(model: Path) -> None:
     with (
         server_process(model, engine_timeout=3, progress_timeout=0.3) as server,
         long_stream(server.url) as lines,
@@ -103,7 +103,7 @@ def test_an_engine_that_hangs_is_killed_after_its_stacks_are_written(model: Path
         assert "said nothing for 3 s" in said and "most recent call first" in said
 
 
-def test_termination_lets_a_running_answer_end(model: Path) -> None:
+def test_r17_termination_lets_a_running_answer_end(model: Path) -> None:
     with server_process(model, shutdown_timeout=60) as server, long_stream(server.url, 200) as lines:
         server.process.terminate()
 
@@ -111,7 +111,7 @@ def test_termination_lets_a_running_answer_end(model: Path) -> None:
         assert server.wait() == 0
 
 
-def test_termination_ends_a_longer_answer_with_an_error_when_time_is_up(model: Path) -> None:
+def test_r17_termination_ends_a_longer_answer_with_an_error_when_time_is_up(model: Path) -> None:
     with server_process(model, shutdown_timeout=0.3) as server, long_stream(server.url) as lines:
         engine = server.engine
         server.process.terminate()
@@ -121,7 +121,7 @@ def test_termination_ends_a_longer_answer_with_an_error_when_time_is_up(model: P
         assert gone(engine)
 
 
-def test_a_second_signal_ends_answers_at_once(model: Path) -> None:
+def test_r17_a_second_signal_ends_answers_at_once(model: Path) -> None:
     with server_process(model, shutdown_timeout=60) as server, long_stream(server.url) as lines:
         server.process.send_signal(signal.SIGINT)
         wait_for(lambda: not _accepts(server.url))
@@ -131,7 +131,7 @@ def test_a_second_signal_ends_answers_at_once(model: Path) -> None:
         assert server.wait() == 0
 
 
-def test_the_engine_does_not_outlive_a_killed_server(model: Path) -> None:
+def test_r17_the_engine_does_not_outlive_a_killed_server(model: Path) -> None:
     with server_process(model) as server, long_stream(server.url):
         engine = server.engine
         server.process.kill()

@@ -43,7 +43,9 @@ def test_eight_streams_at_once_each_say_what_they_say_alone(client: openai.OpenA
     assert together == alone
 
 
-def test_bad_requests_do_not_disturb_a_stream_beside_them(client: openai.OpenAI, http: httpx.Client) -> None:
+def test_r1_bad_requests_do_not_disturb_a_stream_beside_them(
+    client: openai.OpenAI, http: httpx.Client
+) -> None:
     undisturbed = complete(client, max_tokens=60).choices[0].text
     canary, text = iter(complete(client, max_tokens=60, stream=True)), ""
 
@@ -71,7 +73,7 @@ def test_one_body_with_more_prompts_than_the_server_holds_is_a_bad_request(http:
     [{"stream": True}, {"stream": False}, {"stream": True, "n": 3}, {"prompt": [[5], [6], [7]]}],
     ids=["stream", "whole", "n", "prompts"],
 )
-def test_hanging_up_cancels_what_was_asked_for(
+def test_r3_hanging_up_cancels_what_was_asked_for(
     server: ThreadedServer, url: str, more: dict[str, Any]
 ) -> None:
     body = {"prompt": "Once upon a time"} | LONG | more
@@ -89,7 +91,9 @@ def test_hanging_up_cancels_what_was_asked_for(
     wait_for(lambda: server.num_running() == 0, patience=2)
 
 
-def test_hanging_up_while_queued_cancels_too(server: ThreadedServer, url: str, client: openai.OpenAI) -> None:
+def test_r3_hanging_up_while_queued_cancels_too(
+    server: ThreadedServer, url: str, client: openai.OpenAI
+) -> None:
     with openai.OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0) as another:
         running = [
             another.completions.create(model=NAME, prompt="a", stream=True, extra_body=LONG) for _ in range(8)
@@ -105,7 +109,7 @@ def test_hanging_up_while_queued_cancels_too(server: ThreadedServer, url: str, c
     wait_for(lambda: server.num_running() == 0, patience=2)
 
 
-def test_hanging_up_while_the_prompt_is_computed_cancels_too(tiny_model: Callable[..., Path]) -> None:
+def test_r3_hanging_up_while_the_prompt_is_computed_cancels_too(tiny_model: Callable[..., Path]) -> None:
     model = tiny_model("llama", max_position_embeddings=MAX_MODEL_LEN)
     prompt = [5 + i % 200 for i in range(8000)]  # five hundred steps of sixteen tokens
     with ThreadedServer(EngineConfig(**engine_keywords(model, max_num_batched_tokens=16)), 4) as server:
@@ -122,7 +126,7 @@ def test_hanging_up_while_the_prompt_is_computed_cancels_too(tiny_model: Callabl
     assert left.kv_cache_usage == 0
 
 
-def test_a_dead_engine_turns_health_and_requests_into_503(tiny_llama: Path) -> None:
+def test_r2_a_dead_engine_turns_health_and_requests_into_503(tiny_llama: Path) -> None:
     with ThreadedServer(EngineConfig(**engine_keywords(tiny_llama)), 4) as server:
         url = server.open(ServerSettings(port=0))
         os.kill(server.engine.pid, signal.SIGKILL)

@@ -104,7 +104,7 @@ def test_time_is_counted_from_the_arrival(server: ThreadedServer, hasty: str) ->
 
 
 @pytest.mark.parametrize("prompt", ["Once", ["Once"] * 9, [[5, 6, 7]] * 9])
-def test_hanging_up_before_the_prompts_are_tokenized_ends_it_there(
+def test_r3_hanging_up_before_the_prompts_are_tokenized_ends_it_there(
     server: ThreadedServer, http: httpx.Client, prompt: Any
 ) -> None:
     prompt_tokens = server.call(server.engine.statistics()).prompt_tokens

@@ -329,6 +329,8 @@ def test_two_first_runs_at_once_download_once(index: Path) -> None:
 
 
 COMMIT = "0" * 40
+TAGGED = "b" * 40
+COMMITS = {"main": COMMIT, COMMIT: COMMIT, "v1": TAGGED, TAGGED: TAGGED}
 REPOSITORIES = {
     "org/whole": {
         "config.json": b"{}",
@@ -344,7 +346,9 @@ REPOSITORIES = {
 
 
 class Hub(BaseHTTPRequestHandler):
-    """The few paths of the hub's HTTP interface that a download needs."""
+    """The few paths of the hub's HTTP interface that a download needs. Of each repository there are main and v1."""
+
+    asked: ClassVar[list[str]] = []
 
     def do_GET(self) -> None:
         self.answer()
@@ -356,6 +360,7 @@ class Hub(BaseHTTPRequestHandler):
         return
 
     def answer(self) -> None:
+        self.asked.append(self.path)
         parts = self.path.partition("?")[0].strip("/").split("/")
         api = parts[:2] == ["api", "models"]
         name = "/".join(parts[2:4] if api else parts[:2])
@@ -363,20 +368,21 @@ class Hub(BaseHTTPRequestHandler):
             self.send(403, b"{}", {"X-Error-Code": "GatedRepo"})
         elif name not in REPOSITORIES:
             self.send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
-        elif api and parts[4] == "revision" and parts[5] != "main":
+        elif api and parts[4] == "revision" and parts[5] not in ("main", "v1"):
             self.send(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
         elif api and parts[4] == "tree":
             entries = [{"type": "file", "path": f, "size": 1, "oid": "0"} for f in REPOSITORIES[name]]
             self.send(200, json.dumps(entries).encode(), {})
         elif api:
             siblings = [{"rfilename": file} for file in REPOSITORIES[name]]
-            self.send(200, json.dumps({"id": name, "sha": COMMIT, "siblings": siblings}).encode(), {})
+            commit = TAGGED if "v1" in parts[5:] else COMMIT
+            self.send(200, json.dumps({"id": name, "sha": commit, "siblings": siblings}).encode(), {})
         elif (file := "/".join(parts[4:])) not in REPOSITORIES[name]:
-            self.send(404, b"{}", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
+            self.send(404, b"{}", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMITS[parts[3]]})
         else:
             content = REPOSITORIES[name][file]
             etag = hashlib.sha256(content).hexdigest()
-            self.send(200, content, {"X-Repo-Commit": COMMIT, "ETag": f'"{etag}"'})
+            self.send(200, content, {"X-Repo-Commit": COMMITS[parts[3]], "ETag": f'"{etag}"'})
 
     def send(self, status: int, content: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)
@@ -462,3 +468,16 @@ def test_the_hub_is_asked_once_and_its_refusals_say_what_to_do(tmp_path: Path, e
     offline, _ = ask_hub([("org/whole", None), ("org/never", None)], tmp_path, HF_HUB_OFFLINE="1")
     assert offline[0] == whole
     assert "not cached and the hub cannot be reached" in offline[1]
+
+
+def test_s4_whatever_is_asked_of_the_hub_is_asked_of_the_revision(tmp_path: Path, endpoint: str) -> None:
+    Hub.asked.clear()
+    wanted = [(name, "v1") for name in ("org/whole", "org/ggufs:a-Q8_0.gguf", "org/ggufs", "org/pickles")]
+
+    (whole, file, *refusals), _ = ask_hub(wanted, tmp_path, HF_ENDPOINT=endpoint, HF_HUB_OFFLINE="0")
+
+    assert TAGGED in whole and TAGGED in file
+    assert all("org/" in refusal for refusal in refusals)
+    asked = [path.partition("?")[0].split("/") for path in Hub.asked if "/org/" in path]
+    assert len(asked) > len(wanted)
+    assert [path for path in asked if not {"v1", TAGGED} & set(path)] == []

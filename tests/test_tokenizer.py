@@ -110,7 +110,7 @@ def test_what_is_no_text_is_the_requests_error(tokenizer: Tokenizer, text: Any) 
         assert caught.value.parameter == "prompt"
 
 
-def test_thirty_two_threads_get_the_answers_that_one_gets(tokenizer: Tokenizer) -> None:
+def test_r8_thirty_two_threads_get_the_answers_that_one_gets(tokenizer: Tokenizer) -> None:
     expected = [(tokenizer.encode(t), tokenizer.encode(t, parse_special=False)) for t in TEXTS]
 
     def work(_: int) -> bool:
