@@ -156,6 +156,7 @@ def test_what_is_generated_from_the_description_is_answered_as_described(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # minutes on a quiet machine, several times that on a busy one
 def test_so_is_much_more_of_it(document: dict[str, Any], state: tuple[State, str]) -> None:
     narrow = narrowed(document, set())
     Outcome(narrow, state[1], num_examples=100).check(narrow)

@@ -155,6 +155,7 @@ def held(processes: list[psutil.Process]) -> dict[str, int]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # minutes on a quiet machine, several times that on a busy one
 def test_r16_nothing_grows_and_everything_is_answered_once(tiny_llama: Path) -> None:
     samples: list[dict[str, int]] = []
     usage: list[float] = []
